@@ -1,0 +1,67 @@
+"""What waits to be written on one stream, so that reading and computing never wait for writing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.errors import ProtocolError
+from shared.messages import CloudMessage, Draining, Failure, Opened, Verdict
+
+MAX_UNREAD = 4096
+"""Verdicts and failures that may wait for an edge that does not read."""
+
+
+class Outbox:
+    """Collects answers; the writer takes all that is ready as one message."""
+
+    def __init__(self) -> None:
+        self._opened: Opened | None = None
+        self._verdicts: list[Verdict] = []
+        self._failures: list[Failure] = []
+        self._draining: Draining | None = None
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    def put(self, item: Opened | Verdict | Failure | Draining) -> None:
+        """Add something to be written.
+
+        Raises:
+            ProtocolError: too much waits: the edge does not read its answers.
+        """
+        if len(self._verdicts) + len(self._failures) >= MAX_UNREAD:
+            raise ProtocolError(
+                f"expected the edge to read its answers, {MAX_UNREAD} of them wait unread"
+            )
+        match item:
+            case Verdict():
+                self._verdicts.append(item)
+            case Failure():
+                self._failures.append(item)
+            case Opened():
+                self._opened = item
+            case Draining():
+                self._draining = item
+        self._changed.set()
+
+    def end(self) -> None:
+        """Let :meth:`take` return None once everything has been taken."""
+        self._ended = True
+        self._changed.set()
+
+    async def take(self) -> CloudMessage | None:
+        """Wait for something to write and return all of it; None after the end."""
+        await self._changed.wait()
+        message = CloudMessage(
+            opened=self._opened,
+            verdicts=tuple(self._verdicts),
+            failures=tuple(self._failures),
+            draining=self._draining,
+        )
+        self._opened = self._draining = None
+        self._verdicts.clear()
+        self._failures.clear()
+        if message == CloudMessage():
+            return None
+        if not self._ended:
+            self._changed.clear()
+        return message

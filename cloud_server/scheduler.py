@@ -1,0 +1,315 @@
+"""Continuous batching: ready timesteps of all streams through one engine, state kept in slots.
+
+A timestep is to us what a token is to a language-model server, the membrane state its cache. Each
+engine call takes at most one ready timestep of every sample, the oldest first. All methods belong
+to the event loop's thread; only the engine call itself, with gathering, scattering and judging,
+runs on the scheduler's one worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from cloud_server.part_metrics import PartMetrics
+from cloud_server.slots import Slots
+from shared.engine.base import Array, Engine
+from shared.errors import EngineError, SampleCode
+from shared.exit_rule import Confidence, Decision, Logits, decide
+from shared.metrics import CloudStage
+
+logger = logging.getLogger(__name__)
+
+
+class Judged(NamedTuple):
+    """The network's word on one timestep of one sample."""
+
+    timestep: int
+    decision: Decision
+    logit_sum: Logits
+    """float32 ``[K]``, of the timesteps so far."""
+    arrived_seconds: float
+    """When its packet arrived, as told to :meth:`Scheduler.feed`."""
+
+
+class Listener(Protocol):
+    """Whom a sample's results are told, on the event loop; must not raise."""
+
+    def judged(self, judged: Judged) -> None:
+        """The next timestep has been computed."""
+        ...
+
+    def failed(self, code: SampleCode, message: str) -> None:
+        """The sample cannot go on and must be released."""
+        ...
+
+
+class _Timestep(NamedTuple):
+    """A timestep that waits for the engine; ordered by age."""
+
+    sequence: int
+    arrived_seconds: float
+    queued_seconds: float
+    frame: Array
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """A sample that holds a slot."""
+
+    listener: Listener
+    confidence: Confidence
+    slot: int
+    logit_sum: Logits
+    timestep: int = 0
+    """The next timestep to be computed."""
+    queue: deque[_Timestep] = field(default_factory=deque)
+    held: bool = False
+    """An engine call is working on its slot."""
+    released: bool = False
+
+
+Batch = Sequence[tuple[Sample, _Timestep]]
+
+
+class _Computed(NamedTuple):
+    """What an engine call gave; per sample its decision, or why there is none."""
+
+    outcomes: list[Decision | EngineError]
+    engine_seconds: float
+    exit_rule_seconds: float
+
+
+class Scheduler:
+    """Runs one engine for many streams.
+
+    Args:
+        engine: ``tail`` or ``whole``.
+        slots: most samples at once.
+        temperature: calibrated divisor of the mean logits.
+        metrics: of this part.
+        max_batch: most samples in one engine call.
+        max_wait_seconds: longest that an idle engine waits for a fuller batch.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        slots: int,
+        temperature: float,
+        metrics: PartMetrics,
+        max_batch: int,
+        max_wait_seconds: float = 0.0,
+    ) -> None:
+        self._engine = engine
+        self._slots = Slots(engine.state_shapes, slots)
+        self._temperature = temperature
+        self._metrics = metrics
+        self._max_batch = max_batch
+        self._max_wait_seconds = max_wait_seconds
+        self._sequence = itertools.count()
+        self._ready: list[tuple[int, Sample]] = []
+        """Heap of the samples that wait for the engine, by the age of their next timestep."""
+        self._queued = 0
+        self._call: asyncio.Future[_Computed] | None = None
+        self._start_handle: asyncio.Handle | None = None
+        self._closed = False
+        # The thread itself starts with the first engine call.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{metrics.model}")
+
+    @property
+    def slots_limit(self) -> int:
+        """Most samples at once."""
+        return self._slots.limit
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots held now."""
+        return self._slots.in_use
+
+    def has_slot(self) -> bool:
+        """Say whether another sample can begin now."""
+        return self._slots.free > 0
+
+    def begin(self, listener: Listener, confidence: Confidence) -> Sample:
+        """Give a new sample a slot; ValueError where :meth:`has_slot` is false."""
+        logit_sum = np.zeros(self._engine.output_shape, np.float32)
+        sample = Sample(listener, confidence, self._slots.take(), logit_sum)
+        self._tell_slots()
+        return sample
+
+    def feed(self, sample: Sample, frames: Iterable[Array], arrived_seconds: float) -> None:
+        """Queue the sample's next timesteps.
+
+        Args:
+            sample: begun and not released.
+            frames: one engine input (without N) per timestep.
+            arrived_seconds: when they arrived, ``time.perf_counter()``.
+
+        Raises:
+            ValueError: the sample has been released.
+        """
+        if sample.released:
+            raise ValueError("expected a sample under way, got a released one")
+        queued_seconds = time.perf_counter()
+        was_waiting = bool(sample.queue)
+        before = len(sample.queue)
+        sample.queue.extend(
+            _Timestep(next(self._sequence), arrived_seconds, queued_seconds, frame)
+            for frame in frames
+        )
+        self._count_queued(len(sample.queue) - before)
+        if not was_waiting and not sample.held:
+            self._make_ready(sample)
+        self._wake()
+
+    def release(self, sample: Sample) -> None:
+        """End a sample: drop what it has queued and free its slot, after the call that holds it.
+
+        Raises:
+            ValueError: it has been released before.
+        """
+        if sample.released:
+            raise ValueError("expected a sample under way, got a released one")
+        sample.released = True
+        if sample.queue:
+            self._metrics.wasted(len(sample.queue))
+            self._count_queued(-len(sample.queue))
+            sample.queue.clear()
+        if not sample.held:
+            self._free(sample)
+
+    async def close(self) -> None:
+        """Wait for the engine call under way; start no other."""
+        self._closed = True
+        if self._call is not None:
+            await asyncio.wait([self._call])
+        self._executor.shutdown()
+
+    def _make_ready(self, sample: Sample) -> None:
+        heapq.heappush(self._ready, (sample.queue[0].sequence, sample))
+
+    def _wake(self) -> None:
+        """Start the engine at the end of this turn of the loop, with all that came in it."""
+        if self._call is not None:
+            return
+        if isinstance(self._start_handle, asyncio.TimerHandle) and self._batch_is_full():
+            self._start_handle.cancel()
+            self._start_handle = None
+        if self._start_handle is None:
+            self._start_handle = asyncio.get_running_loop().call_soon(self._start)
+
+    def _batch_is_full(self) -> bool:
+        return len(self._ready) >= self._max_batch
+
+    def _start(self) -> None:
+        """Begin an engine call if the engine is idle and something is ready."""
+        self._start_handle = None
+        if self._closed or self._call is not None:
+            return
+        wait_seconds = self._wait_seconds()
+        loop = asyncio.get_running_loop()
+        if wait_seconds > 0:
+            self._start_handle = loop.call_later(wait_seconds, self._start)
+            return
+        batch = self._take_batch()
+        if batch:
+            self._call = loop.run_in_executor(self._executor, self._compute, batch)
+            self._call.add_done_callback(lambda call: self._settle(batch, call))
+
+    def _wait_seconds(self) -> float:
+        """Return how much longer a batch that is not full should wait."""
+        if self._max_wait_seconds == 0 or self._batch_is_full():
+            return 0.0
+        waiting = [sample.queue[0].queued_seconds for _, sample in self._ready if sample.queue]
+        if not waiting:
+            return 0.0
+        return min(waiting) + self._max_wait_seconds - time.perf_counter()
+
+    def _take_batch(self) -> Batch:
+        batch: list[tuple[Sample, _Timestep]] = []
+        now = time.perf_counter()
+        while self._ready and len(batch) < self._max_batch:
+            _, sample = heapq.heappop(self._ready)
+            if sample.released:
+                continue
+            step = sample.queue.popleft()
+            sample.held = True
+            batch.append((sample, step))
+            self._metrics.stage(CloudStage.QUEUE, now - step.queued_seconds)
+        self._count_queued(-len(batch))
+        return batch
+
+    def _compute(self, batch: Batch) -> _Computed:
+        """Run one engine call; on the worker thread, which alone touches the held slots."""
+        slots = [sample.slot for sample, _ in batch]
+        x = np.stack([step.frame for _, step in batch])
+        began = time.perf_counter()
+        logits, state = self._engine.step(x, self._slots.gather(slots))
+        ended = time.perf_counter()
+        self._slots.scatter(slots, state)
+        outcomes = [
+            self._judge(sample, row) for (sample, _), row in zip(batch, logits, strict=True)
+        ]
+        return _Computed(outcomes, ended - began, time.perf_counter() - ended)
+
+    def _judge(self, sample: Sample, logits: Logits) -> Decision | EngineError:
+        sample.logit_sum = sample.logit_sum + logits
+        try:
+            return decide(sample.logit_sum, sample.timestep, self._temperature, sample.confidence)
+        except EngineError as error:
+            return error
+
+    def _settle(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
+        """Tell the samples of a finished call what came of it; start the next call."""
+        self._call = None
+        outcomes: Sequence[Decision | BaseException]
+        error = call.exception()
+        if error is None:
+            computed = call.result()
+            outcomes = computed.outcomes
+            self._metrics.engine_call(
+                len(batch), computed.engine_seconds, computed.exit_rule_seconds
+            )
+        else:
+            logger.error("engine call of %d samples failed", len(batch), exc_info=error)
+            outcomes = [error] * len(batch)
+        for (sample, step), outcome in zip(batch, outcomes, strict=True):
+            self._tell(sample, step, outcome)
+        self._start()
+
+    def _tell(self, sample: Sample, step: _Timestep, outcome: Decision | BaseException) -> None:
+        sample.held = False
+        if sample.released:
+            self._metrics.wasted(1)
+            self._free(sample)
+        elif isinstance(outcome, BaseException):
+            sample.listener.failed(SampleCode.WORKER_LOST, f"the engine failed: {outcome}")
+        else:
+            judged = Judged(sample.timestep, outcome, sample.logit_sum, step.arrived_seconds)
+            sample.timestep += 1
+            sample.listener.judged(judged)
+        if sample.queue:
+            self._make_ready(sample)
+
+    def _free(self, sample: Sample) -> None:
+        self._slots.give_back(sample.slot)
+        self._tell_slots()
+
+    def _tell_slots(self) -> None:
+        self._metrics.slots(self._slots.in_use, self._slots.slot_bytes)
+
+    def _count_queued(self, change: int) -> None:
+        self._queued += change
+        self._metrics.queue_depth(self._queued)

@@ -1,0 +1,156 @@
+"""The whole server: service, health, reflection and metrics; from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc.aio
+import msgspec
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from cloud_server.config import CloudConfig
+from cloud_server.model_store import ModelStore
+from cloud_server.servicer import CoInference
+from protos import co_inference_pb2, co_inference_pb2_grpc
+from shared import rpc
+from shared.metrics import CloudMetrics, MetricsServer, serve
+from shared.tcp_info import WireCounter
+
+logger = logging.getLogger(__name__)
+
+SERVICE = co_inference_pb2.DESCRIPTOR.services_by_name["CoInference"].full_name
+WIRE_PEER = "edges"
+"""Value of the ``peer`` label of the wire metrics: all edges together."""
+DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class CloudServer:
+    """A running server; made by :func:`create`.
+
+    Attributes:
+        address: of the gRPC service, with the real port.
+        port: the port in it; 0 on a Unix socket.
+        metrics_address: of ``/metrics``, with the real port; empty where that is off.
+        metrics_port: the port in it, None where that is off.
+    """
+
+    def __init__(
+        self,
+        config: CloudConfig,
+        server: grpc.aio.Server,
+        port: int,
+        servicer: CoInference,
+        store: ModelStore,
+        metrics_server: MetricsServer | None,
+    ) -> None:
+        self.port = port
+        self.address = _with_port(config.listen, port)
+        self.metrics_port = None if metrics_server is None else metrics_server.port
+        self.metrics_address = _with_port(config.metrics, self.metrics_port or 0)
+        self._server = server
+        self._servicer = servicer
+        self._store = store
+        self._metrics_server = metrics_server
+        self._health = health.aio.HealthServicer()
+
+    async def start(self) -> None:
+        """Begin to serve, health and reflection included."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def drain(self) -> None:
+        """Report NOT_SERVING, let the samples under way finish, then stop."""
+        await self._health.enter_graceful_shutdown()
+        await self._servicer.drain()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once, cutting what is open."""
+        await self._server.stop(None)
+        await self._store.close()
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
+
+
+async def create(config: CloudConfig) -> CloudServer:
+    """Load the models and begin to serve.
+
+    Raises:
+        ConfigError: no bundle, or an address that cannot be listened on.
+        BundleError: a bundle cannot be served.
+        EngineError: the configured device cannot be used.
+    """
+    registry = CollectorRegistry()
+    metrics = CloudMetrics(registry)
+    store = ModelStore(config, metrics)
+    servicer = CoInference(store, config, metrics)
+    server = rpc.server()
+    co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
+        servicer, server
+    )
+    port = rpc.bind(server, config.listen)
+    if port:
+        metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
+    metrics_server = serve(registry, config.metrics) if config.metrics else None
+    running = CloudServer(config, server, port, servicer, store, metrics_server)
+    await running.start()
+    for model in store:
+        logger.info(
+            "serving %s, digest %s, at %s", model.title, model.digest.hex(), running.address
+        )
+    return running
+
+
+async def run(config: CloudConfig, ready_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        config: of the server.
+        ready_file: where to tell, in JSON, ``pid``, ``address`` and ``metrics`` once serving;
+            removed at the end.
+
+    Raises:
+        ConfigError, BundleError, EngineError: see :func:`create`.
+    """
+    told_to_stop = asyncio.Event()
+    for number in DRAIN_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    server = await create(config)
+    with _told_ready(server, ready_file):
+        await told_to_stop.wait()
+        logger.info("draining for at most %s s", config.drain_seconds)
+        await server.drain()
+
+
+@contextlib.contextmanager
+def _told_ready(server: CloudServer, path: Path | None) -> Iterator[None]:
+    """Hold the ready file, written whole or not at all."""
+    if path is None:
+        yield
+        return
+    facts = {"pid": os.getpid(), "address": server.address, "metrics": server.metrics_address}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(msgspec.json.encode(facts))
+    unfinished.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _with_port(address: str, port: int) -> str:
+    """Return ``host:port`` with the port that was bound; other addresses as they are."""
+    host, colon, _ = address.rpartition(":")
+    return f"{host}{colon}{port}" if port else address

@@ -1,0 +1,297 @@
+"""The gRPC service: opens streams, carries messages between them and the wire, answers errors.
+
+Every message is read at once and handed to its stream; a writer of its own sends whatever waits in
+the stream's outbox, so that reading never waits for writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from importlib import metadata
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from cloud_server import image_stream
+from cloud_server.admission import Admission, AdmissionError
+from cloud_server.code_stream import CodeStream, resolved
+from cloud_server.config import CloudConfig
+from cloud_server.image_stream import Input
+from cloud_server.model_store import Model, ModelStore
+from cloud_server.stream import Stream
+from protos import co_inference_pb2 as pb
+from protos import co_inference_pb2_grpc
+from shared import rpc, wire
+from shared.errors import InputError, NeucodexError, ProtocolError
+from shared.messages import PROTOCOL_VERSION, CloudMessage, Opened
+from shared.metrics import CloudMetrics, Direction, RejectReason, Rpc
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, pb.CloudMessage]"
+Kind = TypeVar("Kind", bound=Stream)
+
+ABORT_SECONDS = 1.0
+"""Time for streams that are cut at the end of a drain to tell their edges."""
+MAX_DETAILS = 1000
+"""Characters of a status message; it travels in a header, whose size is limited."""
+_REFUSALS = {
+    RejectReason.OVERLOAD: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RejectReason.VERSION_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
+    RejectReason.IDLE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    RejectReason.DRAINING: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
+    """The service of one server.
+
+    Args:
+        store: what is served.
+        config: the server's.
+        metrics: the server's.
+    """
+
+    def __init__(self, store: ModelStore, config: CloudConfig, metrics: CloudMetrics) -> None:
+        self._store = store
+        self._config = config
+        self._metrics = metrics
+        self._admission = Admission(config.max_streams, metrics)
+        self._handlers: dict[Stream, asyncio.Task[Any]] = {}
+
+    async def Infer(self, request_iterator: object, context: Context) -> None:
+        """Serve one edge session."""
+        await self._serve(Rpc.INFER, context, self._open_codes, _receive_codes)
+
+    async def ImageStream(self, request_iterator: object, context: Context) -> None:
+        """Serve one cloud-only session."""
+        await self._serve(Rpc.IMAGE_STREAM, context, self._open_images, _receive_images)
+
+    async def Describe(self, request: pb.DescribeRequest, context: object) -> pb.DescribeReply:
+        """Tell what is served, and the limits."""
+        config = self._config
+        return pb.DescribeReply(
+            protocol_versions=[PROTOCOL_VERSION],
+            models=map(_describe, self._store),
+            server_version=metadata.version("neucodex"),
+            max_window=config.max_window,
+            max_steps_per_packet=config.max_steps_per_packet,
+            max_samples_in_flight=config.max_samples_in_flight,
+            max_streams=config.max_streams,
+        )
+
+    async def drain(self) -> None:
+        """Refuse new streams, let those open finish their samples, cut what takes too long."""
+        self._admission.drain()
+        for stream in tuple(self._handlers):
+            stream.drain()
+        await self._wait_for_handlers(self._config.drain_seconds)
+        message = f"the server is stopping and has drained for {self._config.drain_seconds} s"
+        for stream in tuple(self._handlers):
+            stream.break_off(AdmissionError(RejectReason.DRAINING, message))
+        await self._wait_for_handlers(ABORT_SECONDS)
+
+    async def _wait_for_handlers(self, seconds: float) -> None:
+        if self._handlers:
+            await asyncio.wait(self._handlers.values(), timeout=seconds)
+
+    async def _serve(
+        self,
+        rpc_: Rpc,
+        context: Context,
+        open_: Callable[[Any, float], Awaitable[Kind]],
+        receive: Callable[[Kind, Any, float], None],
+    ) -> None:
+        """Serve one stream to its end; answer an error once its place and slots are free."""
+        try:
+            with self._admission.stream(rpc_):
+                await self._converse(context, open_, receive)
+            return
+        except NeucodexError as error:
+            refusal = error
+        except Exception:
+            logger.exception("a stream failed")
+            refusal = NeucodexError("internal error, see the server's log")
+        await self._refuse(context, refusal)
+
+    async def _refuse(self, context: Context, error: NeucodexError) -> None:
+        status = rpc.status_of(error)
+        if isinstance(error, AdmissionError):
+            status = _REFUSALS[error.reason]
+            self._metrics.rejected(error.reason)
+        elif isinstance(error, ProtocolError):
+            self._metrics.rejected(RejectReason.PROTOCOL)
+        self._metrics.error("stream", status.name)
+        logger.info("%s: %s: %s", context.peer(), status.name, error)
+        await context.abort(status, str(error)[:MAX_DETAILS])
+
+    async def _converse(
+        self,
+        context: Context,
+        open_: Callable[[Any, float], Awaitable[Kind]],
+        receive: Callable[[Kind, Any, float], None],
+    ) -> None:
+        first = await self._first(context)
+        stream = await open_(first, time.perf_counter())
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("expected to run in a task")
+        self._handlers[stream] = task
+        try:
+            self._admission.check_draining()
+            await _run(stream, context, receive)
+        finally:
+            stream.close()
+            del self._handlers[stream]
+
+    async def _first(self, context: Context) -> Any:
+        """Return the first message, which must open the stream."""
+        limit_seconds = self._config.open_timeout_seconds
+        try:
+            async with asyncio.timeout(limit_seconds):
+                message = await context.read()
+        except TimeoutError:
+            raise AdmissionError(
+                RejectReason.IDLE, f"expected open within {limit_seconds} s, nothing came"
+            ) from None
+        if message is grpc.aio.EOF or not message.HasField("open"):
+            raise ProtocolError("expected open in the first message, got none")
+        version = message.open.protocol_version
+        if version != PROTOCOL_VERSION:
+            raise AdmissionError(
+                RejectReason.VERSION_MISMATCH,
+                f"expected protocol version {PROTOCOL_VERSION}, got {version}",
+            )
+        return message
+
+    async def _open_codes(self, first: pb.EdgeMessage, arrived_seconds: float) -> CodeStream:
+        message = wire.edge_message_from_proto(first)
+        if message.open is None:
+            raise ProtocolError("expected open in the first message, got none")
+        model = self._store.get(message.open.model_digest)
+        settings = resolved(message.open.settings, model.tail.timesteps)
+        opened = self._opened(model, message.open.samples_in_flight)
+        stream = CodeStream(
+            model.tail, replace(message.open, settings=settings), opened, self._config
+        )
+        stream.guard(lambda: stream.receive(message, arrived_seconds))
+        return stream
+
+    async def _open_images(
+        self, first: pb.ImageMessage, arrived_seconds: float
+    ) -> image_stream.ImageStream:
+        model = self._store.get(first.open.model_digest)
+        opened = self._opened(model, first.open.samples_in_flight)
+        sent = wire.settings_from_proto(first.open.settings)
+        # No packets: window, k and codec have no meaning here.
+        settings = replace(sent, window=1, steps_per_packet=1, codec=opened.codecs[0])
+        part = await model.whole()
+        stream = image_stream.ImageStream(
+            part, opened, resolved(settings, part.timesteps), self._config
+        )
+        stream.guard(lambda: _take_in_images(stream, first, arrived_seconds))
+        return stream
+
+    def _opened(self, model: Model, samples_in_flight: int) -> Opened:
+        config = self._config
+        if samples_in_flight < 1:
+            raise ProtocolError(
+                f"expected 1 to {config.max_samples_in_flight} samples in flight, "
+                f"got {samples_in_flight}"
+            )
+        return Opened(
+            max_window=config.max_window,
+            max_steps_per_packet=config.max_steps_per_packet,
+            samples_in_flight=min(samples_in_flight, config.max_samples_in_flight),
+            codecs=config.codecs,
+            packet_idle_seconds=config.packet_idle_seconds,
+            model=model.title,
+        )
+
+
+async def _run(stream: Kind, context: Context, receive: Callable[[Kind, Any, float], None]) -> None:
+    """Read and write until the stream has said all, or raise the error that broke it."""
+    reader = asyncio.create_task(_read(stream, context, receive))
+    writer = asyncio.create_task(_write(stream, context))
+    try:
+        ends: set[asyncio.Future[Any]] = {writer, stream.broken}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if stream.broken.done():
+            raise stream.broken.result()
+        await writer
+    finally:
+        reader.cancel()
+        writer.cancel()
+        await asyncio.gather(reader, writer, return_exceptions=True)
+
+
+async def _read(
+    stream: Kind, context: Context, receive: Callable[[Kind, Any, float], None]
+) -> None:
+    """Hand every message to the stream; all that goes wrong reaches ``stream.broken``."""
+    try:
+        while (message := await context.read()) is not grpc.aio.EOF:
+            arrived_seconds = time.perf_counter()
+            stream.part.metrics.message(message.ByteSize(), Direction.RECEIVED)
+            receive(stream, message, arrived_seconds)
+        stream.half_closed()
+    except Exception as error:
+        stream.break_off(error)
+
+
+async def _write(stream: Stream, context: Context) -> None:
+    """Send whatever is ready, until the stream ends."""
+    while (message := await stream.outbox.take()) is not None:
+        await _send(stream, context, message)
+
+
+async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:
+    encoded = wire.cloud_message_to_proto(message)
+    await context.write(encoded)
+    stream.part.metrics.message(encoded.ByteSize(), Direction.SENT)
+
+
+def _receive_codes(stream: CodeStream, message: pb.EdgeMessage, arrived_seconds: float) -> None:
+    if message.HasField("open"):
+        raise ProtocolError("expected open in the first message only, got another")
+    stream.receive(wire.edge_message_from_proto(message), arrived_seconds)
+
+
+def _receive_images(
+    stream: image_stream.ImageStream, message: pb.ImageMessage, arrived_seconds: float
+) -> None:
+    if message.HasField("open"):
+        raise ProtocolError("expected open in the first message only, got another")
+    _take_in_images(stream, message, arrived_seconds)
+
+
+def _take_in_images(
+    stream: image_stream.ImageStream, message: pb.ImageMessage, arrived_seconds: float
+) -> None:
+    value: Input | InputError | None = None
+    if message.HasField("input"):
+        try:
+            value = wire.input_from_proto(message.input)
+        except InputError as error:
+            value = error
+    stream.receive(value, tuple(message.cancels), arrived_seconds)
+
+
+def _describe(model: Model) -> pb.Model:
+    manifest, scheduler = model.bundle.manifest, model.tail.scheduler
+    return pb.Model(
+        name=manifest.name,
+        version=manifest.version,
+        digest=model.digest,
+        code_shape=manifest.spec.code_shape,
+        input_shape=manifest.spec.input_shape,
+        timesteps=manifest.spec.timesteps,
+        slots=scheduler.slots_limit,
+        slots_in_use=scheduler.slots_in_use,
+        whole=model.has_whole,
+    )

@@ -1,0 +1,194 @@
+"""One open stream: carries out what its protocol machine says, with slots, timers and outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from cloud_server.config import CloudConfig
+from cloud_server.model_store import ServedPart
+from cloud_server.outbox import Outbox
+from cloud_server.scheduler import Judged
+from cloud_server.session import (
+    Action,
+    Begin,
+    CloudSession,
+    End,
+    Ending,
+    Release,
+    Send,
+    SendDraining,
+)
+from shared.engine.base import Array
+from shared.errors import NeucodexError, SampleCode
+from shared.messages import Draining, Failure, Opened, Settings, Verdict
+
+logger = logging.getLogger(__name__)
+
+
+class LiveSample:
+    """A sample under way: its slot, its timer, and the scheduler's listener for it.
+
+    Args:
+        stream: where it came from.
+        number: in the stream.
+        settings: its own.
+    """
+
+    def __init__(self, stream: Stream, number: int, settings: Settings) -> None:
+        self._stream = stream
+        self._number = number
+        self._loop = asyncio.get_running_loop()
+        self._begun_at = self._active_at = self._loop.time()
+        self._scheduler = stream.part.scheduler
+        self._ticket = self._scheduler.begin(self, settings.confidence)
+        self._timer = self._arm()
+
+    def feed(self, frames: Sequence[Array], arrived_seconds: float) -> None:
+        """Queue its next timesteps."""
+        self._active_at = self._loop.time()
+        self._scheduler.feed(self._ticket, frames, arrived_seconds)
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._timer.cancel()
+        self._scheduler.release(self._ticket)
+
+    def judged(self, judged: Judged) -> None:
+        """The network's word on its next timestep."""
+        self._active_at = self._loop.time()
+        verdict = self._stream.verdict(self._number, judged)
+        self._stream.drive(lambda: self._stream.session.judged(verdict))
+
+    def failed(self, code: SampleCode, message: str) -> None:
+        """It cannot go on."""
+        self._stream.drive(lambda: self._stream.session.failed(self._number, code, message))
+
+    def _arm(self) -> asyncio.TimerHandle:
+        """Set the timer for the first moment at which the sample could be too late."""
+        due = min(self._deadline, self._active_at + self._stream.config.packet_idle_seconds)
+        return self._loop.call_at(due, self._check_time)
+
+    @property
+    def _deadline(self) -> float:
+        return self._begun_at + self._stream.config.sample_deadline_seconds
+
+    def _check_time(self) -> None:
+        """End the sample if it is too late; else look again when it could be."""
+        now, config = self._loop.time(), self._stream.config
+        if not self._stream.session.waits_for_edge(self._number):
+            self._active_at = now
+        if now >= self._deadline:
+            message = f"expected the sample to end within {config.sample_deadline_seconds} s"
+            self.failed(SampleCode.DEADLINE, message)
+        elif now >= self._active_at + config.packet_idle_seconds:
+            message = f"expected the next packet within {config.packet_idle_seconds} s"
+            self.failed(SampleCode.DEADLINE, message)
+        else:
+            self._timer = self._arm()
+
+
+class Stream:
+    """What both kinds of streams have in common.
+
+    Args:
+        part: what the samples run on.
+        opened: what the edge was told.
+        settings: the edge's first settings, resolved.
+        config: the server's.
+        want_logits: whether verdicts carry the mean logits.
+
+    Attributes:
+        outbox: what waits to be written.
+        broken: done, with the error, when one has ended the stream and all has been released.
+
+    Raises:
+        ProtocolError: the settings exceed the limits.
+    """
+
+    def __init__(
+        self,
+        part: ServedPart,
+        opened: Opened,
+        settings: Settings,
+        config: CloudConfig,
+        *,
+        want_logits: bool = False,
+    ) -> None:
+        self.part = part
+        self.config = config
+        self.session = CloudSession(part.timesteps, opened, settings)
+        self.outbox = Outbox()
+        self.outbox.put(opened)
+        self.broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._want_logits = want_logits
+        self._live: dict[int, LiveSample] = {}
+
+    def drive(self, event: Callable[[], Sequence[Action]]) -> None:
+        """Carry out what follows from an event that no caller waits for."""
+        self.guard(lambda: self.perform(event()))
+
+    def guard(self, event: Callable[[], None]) -> None:
+        """Let something happen; an error ends this stream alone."""
+        try:
+            event()
+        except Exception as error:
+            self.break_off(error)
+
+    def perform(self, actions: Sequence[Action]) -> None:
+        """Carry out the session's actions in their order."""
+        for action in actions:
+            self.carry_out(action)
+
+    def carry_out(self, action: Action) -> None:
+        """Carry out one action; the kinds of streams add theirs."""
+        match action:
+            case Begin(number, settings):
+                self._live[number] = LiveSample(self, number, settings)
+            case Release(number, ending):
+                self._live.pop(number).release()
+                self.part.metrics.sample_released(ending)
+            case Send(message):
+                self._send(message)
+            case SendDraining(last_sample):
+                self.outbox.put(Draining(last_sample))
+            case End():
+                self.outbox.end()
+
+    def verdict(self, number: int, judged: Judged) -> Verdict:
+        """Put the network's word in the words of the protocol."""
+        logits: tuple[float, ...] = ()
+        if self._want_logits:
+            logits = tuple((judged.logit_sum / (judged.timestep + 1)).tolist())
+        service_seconds = time.perf_counter() - judged.arrived_seconds
+        return Verdict(number, judged.timestep, *judged.decision, service_seconds, logits)
+
+    def drain(self) -> None:
+        """Begin no more samples; end when those under way have ended."""
+        self.drive(self.session.drain)
+
+    def half_closed(self) -> None:
+        """The edge sends nothing more and wants no more answers."""
+        self.drive(self.session.half_closed)
+
+    def close(self) -> None:
+        """Release what is under way, the edge being gone; harmless when called again."""
+        self.perform(self.session.disconnected())
+
+    def break_off(self, error: Exception) -> None:
+        """End the stream with an error; only the first one counts."""
+        if self.broken.done():
+            return
+        if not isinstance(error, NeucodexError):
+            logger.error("a stream failed", exc_info=error)
+        self.broken.set_result(error)
+        self.perform(self.session.disconnected(Ending.ERROR))
+
+    def _send(self, message: Verdict | Failure) -> None:
+        self.outbox.put(message)
+        if isinstance(message, Failure):
+            self.part.metrics.sample_failed(message.code)
+        else:
+            self.part.metrics.service(message.service_seconds)

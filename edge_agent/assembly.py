@@ -1,0 +1,212 @@
+"""From a configuration to a loop: which engine, feed and link each placement takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from edge_agent import feeds
+from edge_agent.config import EdgeConfig
+from edge_agent.fallback import Fallback
+from edge_agent.grpc_link import GrpcImageLink, GrpcLink
+from edge_agent.inputs import Reader, Worker
+from edge_agent.local_link import LocalLink, code_decoder, frame_decoder
+from edge_agent.local_network import LocalNetwork
+from edge_agent.loop import EdgeLoop, Options
+from shared.codec.packet import Checksum
+from shared.engine.base import Engine
+from shared.errors import BundleError, ConfigError
+from shared.exit_rule import Confidence, expand_alpha
+from shared.messages import ReplyMode, Settings
+from shared.metrics import EdgeMetrics, Part, Placement, parse_address
+from shared.model.bundle import Bundle, Calibration, PartName
+from shared.tcp_info import WireCounter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kit:
+    """What every placement is put together from."""
+
+    config: EdgeConfig
+    bundle: Bundle
+    calibration: Calibration
+    metrics: EdgeMetrics
+    worker: Worker
+    """The thread of head and input decoding."""
+
+    @property
+    def reader(self) -> Reader:
+        """What reads inputs."""
+        preprocessing = self.bundle.manifest.preprocessing
+        return Reader(self.bundle.spec, preprocessing, self.worker, self.metrics)
+
+    @property
+    def head(self) -> feeds.Head:
+        """Head and encoder, loaded."""
+        config = self.config
+        is_remote = config.placement == "co_inference"
+        return feeds.Head(
+            engine=load_engine(config, self.bundle, "head"),
+            spec=self.bundle.spec,
+            operations=self.calibration.operations["head"],
+            worker=self.worker,
+            checksum=Checksum(config.checksum) if is_remote else Checksum.NONE,
+            metrics=self.metrics,
+        )
+
+    def options(self, settings: Settings, *, checksum: Checksum = Checksum.NONE) -> Options:
+        """Return the loop's options."""
+        config = self.config
+        return Options(
+            placement=Placement(config.placement),
+            settings=settings,
+            samples_in_flight=config.samples_in_flight,
+            checksum=checksum,
+            deadline_seconds=config.deadline_seconds,
+            queue_limit=config.queue_limit,
+            reconnect_min_seconds=config.reconnect_min_seconds,
+            reconnect_max_seconds=config.reconnect_max_seconds,
+        )
+
+    def settings(self) -> Settings:
+        """Return how samples are run over packets, as configured."""
+        config = self.config
+        return Settings(
+            alpha=self.alpha(),
+            confidence=Confidence(config.confidence or self.calibration.confidence),
+            reply_mode=ReplyMode(config.reply_mode),
+            window=config.window,
+            steps_per_packet=config.steps_per_packet,
+            codec=config.codec or self.bundle.manifest.codec,
+        )
+
+    def alpha(self) -> tuple[float, ...]:
+        """Return alpha for T: the configured one, else the bundle's.
+
+        The network before the bottleneck was inserted was not calibrated: by default it runs
+        over all T timesteps, as the baseline *edge-only-full* does.
+
+        Raises:
+            ConfigError: a list of another length than T - 1, or no such list in the bundle.
+        """
+        config, timesteps = self.config, self.bundle.spec.timesteps
+        if config.alpha is not None:
+            try:
+                return expand_alpha(config.alpha, timesteps)
+            except ValueError as error:
+                raise ConfigError(f"alpha: {error}") from error
+        if config.loss_budget is None and config.network == "whole":
+            return expand_alpha(1.0, timesteps)
+        name = config.loss_budget or self.calibration.default_alpha
+        lists = self.calibration.alpha
+        if name not in lists:
+            raise ConfigError(f"loss_budget: expected one of {', '.join(lists)}, got {name!r}")
+        return expand_alpha(lists[name], timesteps)
+
+    def network(self, part: Part) -> LocalNetwork:
+        """Return a part to run here, not loaded yet."""
+        name: PartName = "whole" if part is Part.WHOLE else "tail"
+        load = partial(load_engine, self.config, self.bundle, name)
+        return LocalNetwork(part, load, self.calibration, self.metrics)
+
+
+def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
+    """Load a part with the configured engine; torch is imported only if it is that.
+
+    Raises:
+        BundleError: the part is absent or damaged.
+        EngineError: the device cannot be used.
+    """
+    if config.engine == "torch":
+        from shared.engine import torch_engine
+
+        return torch_engine.load_engine(bundle, part, device=config.device)
+    from shared.engine import onnx_runtime
+
+    return onnx_runtime.load_engine(bundle, part, threads=config.threads)
+
+
+def build_loop(config: EdgeConfig, bundle: Bundle, metrics: EdgeMetrics) -> EdgeLoop[Any]:
+    """Put a loop together, engines loaded, not started.
+
+    Raises:
+        ConfigError: a value that does not fit the bundle.
+        BundleError: a part that is needed is absent or damaged.
+        EngineError: the device cannot be used.
+    """
+    kit = Kit(
+        config=config,
+        bundle=bundle,
+        calibration=bundle.calibration(),
+        metrics=metrics,
+        worker=Worker("edge-head"),
+    )
+    metrics.describe_model(bundle.digest, bundle.spec)
+    if config.placement == "edge_only":
+        return _whole_here(kit) if config.network == "whole" else _split_here(kit)
+    wire_bytes = WireCounter(peer=parse_address(config.cloud))
+    metrics.watch_wire(wire_bytes, config.cloud)
+    if config.placement == "cloud_only":
+        return _cloud_only(kit, wire_bytes)
+    return _co_inference(kit, wire_bytes)
+
+
+def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]:
+    settings = kit.settings()
+    fallback = None
+    if kit.config.fallback == "local":
+        if not kit.bundle.has("tail"):
+            raise BundleError(f"fallback: expected a tail in {kit.bundle.path}, there is none")
+        fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback")).finish
+    return EdgeLoop(
+        kit.bundle,
+        kit.options(settings, checksum=Checksum(kit.config.checksum)),
+        partial(feeds.head_feeds, kit.head, kit.reader),
+        lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes),
+        kit.metrics,
+        fallback,
+    )
+
+
+def _split_here(kit: Kit) -> EdgeLoop[feeds.HeadFeed]:
+    tail, worker = kit.network(Part.TAIL), Worker("edge-tail")
+    tail.engine()
+    return EdgeLoop(
+        kit.bundle,
+        kit.options(kit.settings()),
+        partial(feeds.head_feeds, kit.head, kit.reader),
+        lambda: LocalLink(tail, kit.bundle.spec, code_decoder, worker),
+        kit.metrics,
+    )
+
+
+def _whole_here(kit: Kit) -> EdgeLoop[feeds.FrameFeed]:
+    whole, worker = kit.network(Part.WHOLE), Worker("edge-whole")
+    whole.engine()
+    return EdgeLoop(
+        kit.bundle,
+        kit.options(kit.settings()),
+        partial(feeds.frame_feeds, kit.reader),
+        lambda: LocalLink(whole, kit.bundle.spec, frame_decoder, worker),
+        kit.metrics,
+    )
+
+
+def _cloud_only(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.InputFeed]:
+    """To the session, an input is one packet of all T timesteps, answered once."""
+    timesteps = kit.bundle.spec.timesteps
+    settings = Settings(
+        alpha=kit.alpha(),
+        confidence=kit.settings().confidence,
+        reply_mode=ReplyMode.EXIT,
+        window=timesteps,
+        steps_per_packet=timesteps,
+    )
+    return EdgeLoop(
+        kit.bundle,
+        kit.options(settings),
+        partial(feeds.input_feeds, timesteps),
+        lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes),
+        kit.metrics,
+    )

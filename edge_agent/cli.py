@@ -1,0 +1,271 @@
+"""``neucodex-edge``: run the daemon, classify images, look for what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent import config as configuration
+from edge_agent.answers import Answer
+from edge_agent.client import Edge
+from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
+from shared.errors import ConfigError, InputError, NeucodexError
+
+log = logging.getLogger(__name__)
+
+FLAGS = tuple(EdgeConfig.__struct_fields__)
+Outcome = Answer | NeucodexError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 2, with one line on stderr, where it cannot run."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except NeucodexError as error:
+        print(f"neucodex-edge: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neucodex-edge", description="The edge side of NeuCODEX: head and encoder."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run the daemon until SIGTERM"))
+    _add_classify(commands.add_parser("classify", help="classify image files"))
+    _add_doctor(commands.add_parser("doctor", help="look for what is missing or wrong"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run the daemon until SIGTERM, then answer the samples in hand. Exit code 2 if the "
+        "configuration or the bundle is wrong."
+    )
+    parser.set_defaults(command=_run)
+    _add_config(parser)
+    _add_placement(parser)
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", help="where applications connect: unix:PATH or loopback"
+    )
+    parser.add_argument(
+        "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
+    )
+    parser.add_argument("--log-level", help="debug, info, warning or error")
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        help="write JSON with pid, address and metrics address there once serving",
+    )
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Classify image files: ask the running daemon, or, given a bundle, compute in this "
+        "process, with the cloud if one is given. Exit code 1 if an image has no answer."
+    )
+    parser.set_defaults(command=_classify)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+    parser.add_argument(
+        "--edge",
+        metavar="ADDRESS",
+        help=f"where the daemon listens (default: {DEFAULT_LISTEN}); not with --bundle or --config",
+    )
+    _add_config(parser)
+    _add_placement(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Say whether the bundle is readable and what its digest is, whether the cloud is "
+        "reachable and serves the same, which power sensors there are, and the round trip time. "
+        "Exit code 1 if something is wrong."
+    )
+    parser.set_defaults(command=_doctor)
+    _add_config(parser)
+    _add_placement(parser)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file; flags override its values"
+    )
+    parser.add_argument("--bundle", metavar="DIR", help="directory of the model bundle")
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    parser.add_argument("--placement", help="co_inference, edge_only or cloud_only")
+    parser.add_argument("--network", help="with edge_only: split or whole")
+    parser.add_argument(
+        "--alpha", type=_alpha, metavar="A[,A...]", help="exit thresholds: one, or T - 1 of them"
+    )
+    parser.add_argument(
+        "--loss-budget", metavar="NAME", help="name of one of the bundle's alpha lists"
+    )
+    parser.add_argument("--confidence", help="max_softmax, entropy or margin")
+    parser.add_argument("--window", type=int, metavar="W", help="timesteps without their verdict")
+    parser.add_argument(
+        "--steps-per-packet", type=int, metavar="K", help="most timesteps in one packet"
+    )
+    parser.add_argument("--reply-mode", help="step or exit")
+    parser.add_argument(
+        "--samples-in-flight", type=int, metavar="S", help="samples begun and not ended, 1 to 3"
+    )
+    parser.add_argument("--checksum", help="none or crc16")
+    parser.add_argument("--codec", help="raw, zstd, ...")
+    parser.add_argument("--fallback", help="none or local")
+    parser.add_argument(
+        "--deadline-seconds", type=float, metavar="SECONDS", help="a sample's time, then it fails"
+    )
+    parser.add_argument("--engine", help="onnxruntime or torch")
+    parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
+
+
+def _alpha(text: str) -> float | tuple[float, ...]:
+    values = tuple(float(value) for value in text.split(","))
+    return values if len(values) > 1 else values[0]
+
+
+def _load(arguments: argparse.Namespace, **more: Any) -> EdgeConfig:
+    flags = {key: getattr(arguments, key, None) for key in FLAGS}
+    return configuration.load(arguments.config, flags | more)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edge_agent import daemon
+
+    config = _load(arguments)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    log.info("configuration: %s", msgspec.json.encode(config).decode())
+    asyncio.run(daemon.run(config, arguments.ready_file))
+    return 0
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    own = arguments.bundle is not None or arguments.config is not None
+    if own and arguments.edge is not None:
+        raise ConfigError("expected --edge, or --bundle or --config; got both")
+    if own:
+        outcomes = asyncio.run(_classify_here(arguments))
+    else:
+        with Edge(arguments.edge or DEFAULT_LISTEN) as edge:
+            outcomes = [_ask(edge, image) for image in arguments.images]
+    _print_outcomes(arguments.images, outcomes, as_json=arguments.json)
+    return 1 if any(isinstance(outcome, NeucodexError) for outcome in outcomes) else 0
+
+
+def _read(image: str) -> bytes | InputError:
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        return InputError(f"{image}: {error.strerror}")
+
+
+def _ask(edge: Edge, image: str) -> Outcome:
+    data = _read(image)
+    if isinstance(data, InputError):
+        return data
+    try:
+        return edge.classify(data)
+    except InputError as error:
+        return error
+
+
+async def _classify_here(arguments: argparse.Namespace) -> list[Outcome]:
+    """Run a loop in this process for as long as it takes."""
+    from prometheus_client import CollectorRegistry
+
+    from edge_agent.assembly import build_loop
+    from shared.metrics import EdgeMetrics
+    from shared.model.bundle import Bundle
+
+    no_cloud = arguments.config is None and arguments.cloud is None
+    placement = "edge_only" if no_cloud and arguments.placement is None else arguments.placement
+    config = _load(arguments, placement=placement, queue_limit=len(arguments.images))
+    bundle = Bundle(Path(config.bundle))
+    loop = build_loop(config, bundle, EdgeMetrics(CollectorRegistry(), model=bundle.manifest.name))
+    loop.start()
+    outcomes: list[Outcome] = []
+    try:
+        for image in arguments.images:
+            data = _read(image)
+            if isinstance(data, InputError):
+                outcomes.append(data)
+                continue
+            try:
+                outcomes.append(await loop.submit(data))
+            except InputError as error:
+                outcomes.append(error)
+    finally:
+        await loop.close()
+    return outcomes
+
+
+def _print_outcomes(images: Sequence[str], outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+    if not as_json:
+        _print_table(images, outcomes)
+        return
+    for image, outcome in zip(images, outcomes, strict=True):
+        print(msgspec.json.encode({"input": image} | _facts(outcome)).decode())
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    return {"error": str(outcome)} if isinstance(outcome, NeucodexError) else asdict(outcome)
+
+
+def _print_table(images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("image", "class", "confidence", "timesteps", "placement", "ms", "payload bytes")
+    ]
+    rows += [_row(image, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _row(image: str, outcome: Outcome) -> tuple[str, ...]:
+    if isinstance(outcome, NeucodexError):
+        return (image, f"error: {outcome}", *("",) * 5)
+    return (
+        image,
+        outcome.name,
+        f"{outcome.confidence:.4f}",
+        str(outcome.timesteps_used),
+        outcome.placement,
+        f"{outcome.latency.total_seconds * 1000:.1f}",
+        str(outcome.payload_bytes),
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_agent import doctor
+
+    checks = doctor.run(_load(arguments))
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):
+        sys.exit(main())

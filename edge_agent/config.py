@@ -1,0 +1,184 @@
+"""The edge daemon's settings: one TOML file, flags on top, every value checked."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from shared.codec.codecs import CODECS
+from shared.errors import ConfigError
+
+DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
+Alpha = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Address = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Inputs that the daemon classifies by itself."""
+
+    kind: Literal["folder", "array"]
+    """``folder``: image files, sorted by name; ``array``: a .npy or .npz file."""
+    path: Annotated[str, msgspec.Meta(min_length=1)]
+    """The folder or file."""
+    results: str = "-"
+    """Where results go as JSON lines: a file, which is added to, or ``-`` for standard output."""
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set; ``examples/edge.toml`` explains each key."""
+
+    bundle: Annotated[str, msgspec.Meta(min_length=1)]
+    """Directory of the model bundle."""
+    cloud: Address = "127.0.0.1:50051"
+    """``host:port`` of the cloud server."""
+    placement: Literal["co_inference", "edge_only", "cloud_only"] = "co_inference"
+    """Where the network runs."""
+    network: Literal["split", "whole"] = "split"
+    """With ``edge_only``: head and tail, or the network before the bottleneck was inserted."""
+    listen: Address = DEFAULT_LISTEN
+    """Where applications connect: ``unix:PATH`` or ``127.0.0.1:PORT`` (0 picks a port)."""
+    metrics: str = "127.0.0.1:9465"
+    """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
+    alpha: Alpha | tuple[Alpha, ...] | None = None
+    """Exit thresholds: one number, or one per timestep but the last."""
+    loss_budget: str | None = None
+    """Name of one of the bundle's alpha lists, instead of ``alpha``."""
+    confidence: Literal["max_softmax", "entropy", "margin"] | None = None
+    """What is compared with alpha; absent: as the bundle was calibrated."""
+    window: Steps = 1
+    """W: timesteps of one sample in flight without their verdict."""
+    steps_per_packet: Steps = 1
+    """k: most timesteps in one packet."""
+    reply_mode: Literal["step", "exit"] = "step"
+    """When the cloud answers: after every packet, or once per sample."""
+    samples_in_flight: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
+    """S: samples begun and not ended."""
+    checksum: Literal["none", "crc16"] = "crc16"
+    """Whether every packet carries two bytes that guard its bits."""
+    codec: str | None = None
+    """Codec of the code; absent: the bundle's."""
+    fallback: Literal["none", "local"] = "none"
+    """What becomes of a sample that the cloud cannot answer: an error, or it is finished here."""
+    deadline_seconds: Seconds = 10.0
+    """A sample's time from its acceptance."""
+    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 64
+    """Most samples that wait to be begun."""
+    engine: Literal["onnxruntime", "torch"] = "onnxruntime"
+    """What runs the network here."""
+    device: str = "cpu"
+    """Where the torch engine runs: ``cpu``, ``cuda`` or ``cuda:N``."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """CPU threads of one call of the onnxruntime engine."""
+    reconnect_min_seconds: Seconds = 0.1
+    """First wait before the cloud is tried again; doubles from then on."""
+    reconnect_max_seconds: Seconds = 5.0
+    """Longest such wait."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important messages that are logged."""
+    source: SourceConfig | None = None
+    """Inputs that the daemon classifies by itself."""
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+        if self.alpha is not None and self.loss_budget is not None:
+            raise ValueError("loss_budget: expected only one of alpha and loss_budget, got both")
+        if self.network == "whole" and self.placement != "edge_only":
+            raise ValueError(
+                f"network: expected 'split' unless placement is 'edge_only', got 'whole' with "
+                f"{self.placement!r}"
+            )
+        if self.codec is not None and self.codec not in CODECS:
+            raise ValueError(f"codec: expected one of {', '.join(CODECS)}, got {self.codec!r}")
+        if self.engine == "onnxruntime" and self.device != "cpu":
+            raise ValueError(
+                f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"
+            )
+        if self.reconnect_max_seconds < self.reconnect_min_seconds:
+            raise ValueError(
+                f"reconnect_max_seconds: expected at least reconnect_min_seconds "
+                f"({self.reconnect_min_seconds}), got {self.reconnect_max_seconds}"
+            )
+        if not is_local(self.listen):
+            raise ValueError(
+                f"listen: expected unix:PATH or a loopback host:port, got {self.listen!r}"
+            )
+
+
+def _check_steps(config: EdgeConfig) -> None:
+    if config.reply_mode == "step" and config.steps_per_packet > config.window:
+        raise ValueError(
+            f"steps_per_packet: expected at most the window ({config.window}) in reply mode "
+            f"'step', got {config.steps_per_packet}"
+        )
+
+
+def is_local(address: str) -> bool:
+    """Say whether only programs on this device can reach an address."""
+    if address.startswith("unix:"):
+        return len(address) > len("unix:")
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:
+    """Read a configuration.
+
+    Args:
+        path: a TOML file, or None for the defaults alone.
+        flags: values by key that override the file's; None values are left out.
+
+    Raises:
+        ConfigError: no readable TOML file, an unknown key or a wrong value; names the key, what
+            was expected and what came.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    values = (_read(path) if path is not None else {}) | given
+    origin = str(path or "flags")
+    _refuse_unknown(values, EdgeConfig, origin)
+    if isinstance(values.get("source"), dict):
+        _refuse_unknown(values["source"], SourceConfig, f"{origin}: source")
+    try:
+        return msgspec.convert(values, EdgeConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(str(error), values)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable file: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected TOML: {error}") from error
+
+
+def _refuse_unknown(values: Mapping[str, Any], kind: type[msgspec.Struct], origin: str) -> None:
+    unknown = sorted(values.keys() - set(kind.__struct_fields__))
+    if unknown:
+        known = ", ".join(kind.__struct_fields__)
+        raise ConfigError(f"{origin}: expected keys of {known}; got {', '.join(unknown)}")
+
+
+def _explain(complaint: str, values: Mapping[str, Any]) -> str:
+    """Turn msgspec's "Expected ... - at `$.a.b`" into "a.b: expected ..., got ..."."""
+    found = re.fullmatch(r"(?P<what>.*) - at `\$\.(?P<key>[\w.]+).*`", complaint, re.DOTALL)
+    if found is None:
+        return complaint
+    came: Any = values
+    for name in found["key"].split("."):
+        came = came.get(name) if isinstance(came, Mapping) else came
+    what = found["what"]
+    return f"{found['key']}: {what[0].lower()}{what[1:]}, got {came!r}"

@@ -1,0 +1,149 @@
+"""``neucodex-edge doctor``: is everything there that a daemon with this configuration needs?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from edge_agent.config import EdgeConfig
+from protos import co_inference_pb2 as pb
+from shared import rpc
+from shared.errors import BundleError
+from shared.messages import PROTOCOL_VERSION
+from shared.model.bundle import Bundle
+
+DESCRIBE = "/neucodex.v1.CoInference/Describe"
+DESCRIBE_SECONDS = 5.0
+RTT_CALLS = 11
+"""Odd, so that the median is one of them."""
+POWER_CHIPS = ("ina3221", "ina238", "ina226", "ina219")
+"""Power monitors by the name of their hwmon driver; a Jetson has the first."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+async def examine(config: EdgeConfig, root: Path = Path("/")) -> list[Check]:
+    """Return what was found.
+
+    Args:
+        config: of the daemon.
+        root: where the system's files are.
+    """
+    bundle, checks = _check_bundle(config)
+    if config.placement != "edge_only":
+        checks += await _check_cloud(config, bundle)
+    sensors = list(power_sensors(root))
+    found = ", ".join(sensors) or "no power sensor: energy is modelled, not measured"
+    return [*checks, Check("sensors", True, found)]
+
+
+def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
+    path = Path(config.bundle)
+    try:
+        bundle = Bundle(path)
+        for part in _parts(config):
+            bundle.read(bundle.part(part).graph)
+        for name in bundle.manifest.files:
+            if (path / name).is_file():
+                bundle.read(name)
+        bundle.calibration()
+    except BundleError as error:
+        return None, [Check("bundle", False, str(error))]
+    manifest = bundle.manifest
+    return bundle, [
+        Check("bundle", True, f"{manifest.name} {manifest.version} at {path}, files verified"),
+        Check("digest", True, bundle.digest),
+    ]
+
+
+def _parts(config: EdgeConfig) -> Iterator[Any]:
+    """Yield the parts of the bundle that the configuration needs on this device."""
+    if config.network == "whole":
+        yield "whole"
+    elif config.placement != "cloud_only":
+        yield "head"
+        if config.placement == "edge_only" or config.fallback == "local":
+            yield "tail"
+
+
+async def _check_cloud(config: EdgeConfig, bundle: Bundle | None) -> list[Check]:
+    async with rpc.channel(config.cloud) as channel:
+        describe: Any = channel.unary_unary(
+            DESCRIBE,
+            request_serializer=pb.DescribeRequest.SerializeToString,
+            response_deserializer=pb.DescribeReply.FromString,
+        )
+        try:
+            reply = await describe(pb.DescribeRequest(), timeout=DESCRIBE_SECONDS)
+            seconds = [await _round_trip(describe) for _ in range(RTT_CALLS)]
+        except grpc.aio.AioRpcError as error:
+            found = f"{config.cloud}: {error.code().name}: {error.details()}"
+            return [Check("cloud", False, found)]
+    return [
+        Check("cloud", True, f"{config.cloud}, version {reply.server_version}"),
+        _check_version(reply),
+        _check_digest(reply, bundle),
+        Check("rtt", True, f"{median(seconds) * 1000:.2f} ms, median of {RTT_CALLS} calls"),
+    ]
+
+
+async def _round_trip(describe: Any) -> float:
+    began = perf_counter()
+    await describe(pb.DescribeRequest(), timeout=DESCRIBE_SECONDS)
+    return perf_counter() - began
+
+
+def _check_version(reply: pb.DescribeReply) -> Check:
+    versions = list(reply.protocol_versions)
+    if PROTOCOL_VERSION in versions:
+        return Check("protocol", True, f"version {PROTOCOL_VERSION}")
+    return Check("protocol", False, f"expected version {PROTOCOL_VERSION}, got {versions}")
+
+
+def _check_digest(reply: pb.DescribeReply, bundle: Bundle | None) -> Check:
+    served = [model.digest.hex() for model in reply.models]
+    if bundle is None:
+        return Check("cloud digest", False, f"the cloud serves {', '.join(served)}")
+    if bundle.digest in served:
+        return Check("cloud digest", True, "the cloud serves this bundle")
+    found = ", ".join(served) or "nothing"
+    return Check("cloud digest", False, f"expected {bundle.digest}, the cloud serves {found}")
+
+
+def power_sensors(root: Path) -> Iterator[str]:
+    """Yield the names of the power sensors that the system shows."""
+    for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
+        yield f"rapl {_text(zone / 'name') or zone.name}"
+    for chip in sorted(root.glob("sys/class/hwmon/hwmon*")):
+        name = _text(chip / "name")
+        if name in POWER_CHIPS:
+            yield f"{name} at {chip.name}"
+    if (root / "proc/driver/nvidia/version").is_file():
+        yield "nvml"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def run(config: EdgeConfig) -> list[Check]:
+    """Return what :func:`examine` found."""
+    return asyncio.run(examine(config))

@@ -1,0 +1,48 @@
+"""Finish on this device a sample that the cloud cannot answer (in time)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edge_agent.feeds import HeadFeed
+from edge_agent.inputs import Worker
+from edge_agent.local_network import LocalNetwork
+from shared.exit_rule import exits
+from shared.messages import Settings, Verdict
+
+
+class Fallback:
+    """The bundle's tail, fed with the codes in hand and those still to be computed.
+
+    Samples are finished one after the other, in the order they come.
+
+    Args:
+        tail: the tail.
+        timesteps: T.
+        settings: alpha and confidence.
+        worker: the thread it runs on.
+    """
+
+    def __init__(self, tail: LocalNetwork, settings: Settings, worker: Worker) -> None:
+        self._tail = tail
+        self._settings = settings
+        self._worker = worker
+        self._turn = asyncio.Lock()
+
+    async def finish(self, feed: HeadFeed) -> Verdict:
+        """Return the verdict on which the sample exits; its service time is the tail's.
+
+        Raises:
+            InputError: the input cannot be used.
+            EngineError: an engine failed.
+            BundleError: the tail cannot be loaded.
+        """
+        async with self._turn:
+            run = await self._worker.run(self._tail.begin, self._settings.confidence)
+            timestep = 0
+            while True:
+                code = await feed.code(timestep)
+                label, confidence = await self._worker.run(run.step, code)
+                if exits(confidence, timestep, self._settings.alpha):
+                    return Verdict(0, timestep, label, confidence, run.seconds)
+                timestep += 1

@@ -1,0 +1,184 @@
+"""The cloud over gRPC: the streams ``Infer`` and ``ImageStream`` as links."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from edge_agent.link import CloudFullError, merge
+from protos import co_inference_pb2 as pb
+from shared import rpc, wire
+from shared.errors import LinkLostError, NeucodexError, ProtocolError, RefusedError
+from shared.messages import CloudMessage, EdgeMessage, Open, Opened
+from shared.metrics import ConnectionState, Direction, EdgeMetrics, EdgeStage, WireSource
+
+OPEN_SECONDS = 10.0
+"""A cloud that does not answer Open within this time counts as unreachable."""
+SERVICE = "/neucodex.v1.CoInference/"
+
+
+class GrpcLink:
+    """One ``Infer`` stream, on a connection of its own.
+
+    Messages that become ready while the writer is busy go together.
+
+    Args:
+        address: ``host:port`` of the cloud.
+        metrics: told of every message and of the connection's state.
+        wire_bytes: asked for its counts before the connection closes.
+    """
+
+    METHOD = "Infer"
+
+    def __init__(self, address: str, metrics: EdgeMetrics, wire_bytes: WireSource) -> None:
+        self._address = address
+        self._metrics = metrics
+        self._wire_bytes = wire_bytes
+        self._outbox: deque[EdgeMessage] = deque()
+        self._filled = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def open(self, request: Open) -> Opened:
+        """Connect and agree; see :meth:`edge_agent.link.CloudLink.open`."""
+        self._metrics.connection(ConnectionState.CONNECTING)
+        self._channel = rpc.channel(self._address)
+        method: Any = self._channel.stream_stream(
+            SERVICE + self.METHOD,
+            request_serializer=self._serialise,
+            response_deserializer=self._parse,
+        )
+        self._call = method()
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._write(self._open_message(request))
+                message = await self._read()
+        except TimeoutError as error:
+            raise LinkLostError(
+                f"expected {self._address} to answer within {OPEN_SECONDS:g} s, it did not"
+            ) from error
+        if message is None or message.opened is None:
+            raise ProtocolError(f"expected Opened from {self._address}, got {message}")
+        self._writer = asyncio.create_task(self._write_outbox())
+        self._metrics.connection(ConnectionState.READY)
+        return message.opened
+
+    def send(self, message: EdgeMessage) -> None:
+        """Put a message into the outbox."""
+        merged = merge(self._outbox[-1], message) if self._outbox else None
+        if merged is None:
+            self._outbox.append(message)
+        else:
+            self._outbox[-1] = merged
+        self._filled.set()
+
+    async def messages(self) -> AsyncIterator[CloudMessage]:
+        """Yield what comes; see :meth:`edge_agent.link.CloudLink.messages`."""
+        while (message := await self._read()) is not None:
+            yield message
+
+    async def close(self) -> None:
+        """Cancel the stream and close its connection."""
+        if self._writer is not None:
+            self._writer.cancel()
+            self._writer = None
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            self._call.cancel()
+            # What the kernel counted is gone with the connection.
+            self._wire_bytes.poll()
+            await channel.close()
+            self._metrics.connection(ConnectionState.IDLE)
+
+    def _open_message(self, request: Open) -> Message:
+        return wire.edge_message_to_proto(EdgeMessage(open=request))
+
+    def _messages_of(self, message: EdgeMessage) -> Iterator[Message]:
+        """Yield the protobuf messages that say it."""
+        yield wire.edge_message_to_proto(message)
+
+    async def _write_outbox(self) -> None:
+        while True:
+            await self._filled.wait()
+            while self._outbox:
+                for message in self._messages_of(self._outbox.popleft()):
+                    try:
+                        await self._write(message)
+                    except NeucodexError:
+                        return  # The reader meets the same end, and tells.
+            self._filled.clear()
+
+    async def _write(self, message: Message) -> None:
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise await self._error() from error
+
+    async def _read(self) -> CloudMessage | None:
+        """Return the next message, or nothing where the stream ended in good order."""
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise await self._error() from error
+        if message is grpc.aio.EOF:
+            if await self._call.code() is not grpc.StatusCode.OK:
+                raise await self._error()
+            return None
+        began = perf_counter()
+        result = wire.cloud_message_from_proto(message)
+        self._metrics.stage(EdgeStage.UNPACK_REPLY, perf_counter() - began)
+        return result
+
+    async def _error(self) -> NeucodexError:
+        """Return why the stream ended."""
+        code, details = await self._call.code(), await self._call.details()
+        self._metrics.connection(ConnectionState.TRANSIENT_FAILURE)
+        self._metrics.error("receive" if self._writer else "connect", code.name)
+        message = f"{self._address}: {code.name}: {details}"
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return CloudFullError(message)
+        if code in rpc.REFUSED_CODES and code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            return RefusedError(message)
+        # DEADLINE_EXCEEDED ends a stream that was idle for too long: another may be opened.
+        return LinkLostError(message)
+
+    def _serialise(self, message: Message) -> bytes:
+        data = message.SerializeToString()
+        self._metrics.message(len(data), Direction.SENT)
+        return data
+
+    def _parse(self, data: bytes) -> pb.CloudMessage:
+        self._metrics.message(len(data), Direction.RECEIVED)
+        return pb.CloudMessage.FromString(data)
+
+
+class GrpcImageLink(GrpcLink):
+    """One ``ImageStream``; a packet is a serialised ``SampleInput``."""
+
+    METHOD = "ImageStream"
+
+    def _open_message(self, request: Open) -> Message:
+        # Window, k and codec mean nothing here; the least is within every limit.
+        settings = replace(request.settings, window=1, steps_per_packet=1, codec="raw")
+        return pb.ImageMessage(
+            open=pb.OpenImages(
+                protocol_version=request.protocol_version,
+                model_digest=request.model_digest,
+                settings=wire.settings_to_proto(settings),
+                samples_in_flight=request.samples_in_flight,
+            )
+        )
+
+    def _messages_of(self, message: EdgeMessage) -> Iterator[Message]:
+        for packet in message.packets:
+            yield pb.ImageMessage(input=pb.SampleInput.FromString(packet))
+        if message.cancels:
+            yield pb.ImageMessage(cancels=message.cancels)

@@ -1,0 +1,594 @@
+"""The daemon's loop: samples in, answers out, over one link that is kept open.
+
+A thin driver of :class:`edge_agent.session.EdgeSession`: the session decides, the loop carries out
+its actions, keeps time and tells the metrics. It is the same for all placements; what happens
+before the link is the :class:`~edge_agent.feeds.Feed`'s business, what is behind it the
+:class:`~edge_agent.link.CloudLink`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from math import prod
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from edge_agent.answers import Answer, ClosingError, Latency, QueueFullError
+from edge_agent.feeds import Feed, Packet
+from edge_agent.inputs import Source
+from edge_agent.link import CloudFullError, CloudLink
+from edge_agent.session import (
+    Action,
+    Compute,
+    EdgeSession,
+    Fail,
+    Reconnect,
+    Replay,
+    SendCancel,
+    SendPacket,
+    SendSettings,
+    Wait,
+)
+from edge_agent.session import Answer as Answered
+from shared.codec.packet import Checksum
+from shared.errors import (
+    InputError,
+    LinkLostError,
+    NeucodexError,
+    ProtocolError,
+    RefusedError,
+    SampleCode,
+    SampleError,
+)
+from shared.messages import EdgeMessage, Failure, Open, Opened, Settings, Verdict
+from shared.metrics import (
+    Baseline,
+    DropReason,
+    EdgeMetrics,
+    EdgeStage,
+    ExitReason,
+    FallbackReason,
+    Placement,
+    RetryReason,
+)
+from shared.model.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Feed)
+REMOTE = (Placement.CO_INFERENCE, Placement.CLOUD_ONLY)
+EXIT_REASONS = {SampleCode.DEADLINE: ExitReason.DEADLINE}
+JITTER = 0.5
+"""Up to this share of a wait is left out at random, so that edges do not all come at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a loop runs its samples."""
+
+    placement: Placement
+    settings: Settings
+    """Resolved for the model's T."""
+    samples_in_flight: int = 1
+    """S."""
+    checksum: Checksum = Checksum.NONE
+    deadline_seconds: float = 10.0
+    """A sample's time from its acceptance; then it is finished here, or failed."""
+    queue_limit: int = 64
+    """Most samples that wait to be begun."""
+    reconnect_min_seconds: float = 0.1
+    reconnect_max_seconds: float = 5.0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Sample(Generic[F]):
+    """A sample that was accepted and has neither answer nor error."""
+
+    ticket: int
+    feed: F
+    future: asyncio.Future[Answer]
+    latency: Latency
+    accepted: float
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    started: bool = False
+    local: bool = False
+    """Being finished here after the cloud failed it."""
+    number: int | None = None
+    """On the present stream."""
+    sent: list[tuple[Packet, float]] = field(default_factory=list)
+    """Packets under the present number, with the time they were handed to the link."""
+    payload_bytes: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """What is being computed for it here, and what has been."""
+
+
+class EdgeLoop(Generic[F]):
+    """Runs samples through a link, any number of callers at once.
+
+    Args:
+        bundle: the model.
+        options: how.
+        feeds: makes the feed of a sample.
+        connect: makes a fresh link for every stream.
+        metrics: told of everything.
+        fallback: finishes a sample here when the cloud cannot; None for never.
+        sleep: waits between two streams.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: Options,
+        feeds: Callable[[Source, Latency], F],
+        connect: Callable[[], CloudLink],
+        metrics: EdgeMetrics,
+        fallback: Callable[[F], Awaitable[Verdict]] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._spec = bundle.spec
+        self._labels = bundle.manifest.labels
+        self._digest = bytes.fromhex(bundle.digest)
+        self._options = options
+        self._feeds = feeds
+        self._connect = connect
+        self._metrics = metrics
+        self._fallback = fallback
+        self._sleep = sleep
+        self._session = EdgeSession(self._spec.timesteps, options.settings)
+        self._tickets = itertools.count()
+        self._samples: dict[int, _Sample[F]] = {}
+        self._numbers: dict[int, _Sample[F]] = {}
+        self._link: CloudLink | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._backoff = _Backoff(options.reconnect_min_seconds, options.reconnect_max_seconds)
+        self._trouble: NeucodexError | None = None
+        """Why the cloud cannot be reached; None until an attempt failed and after one succeeded."""
+        self._closing = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.answered = 0
+        """Samples answered since the start."""
+        metrics.threshold(options.settings.alpha)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is open."""
+        return self._session.connected
+
+    @property
+    def placement(self) -> Placement:
+        """The configured placement."""
+        return self._options.placement
+
+    @property
+    def queue_depth(self) -> int:
+        """Samples that wait to be begun."""
+        return sum(not sample.started for sample in self._samples.values())
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to connect; the task returned ends only with :meth:`close`, or on a bug."""
+        self._keeper = asyncio.create_task(self._keep_connected())
+        return self._keeper
+
+    async def close(self) -> None:
+        """Take no more samples, drop those not begun, answer those begun, and leave."""
+        self._closing = True
+        for sample in list(self._samples.values()):
+            if not sample.started:
+                self._metrics.dropped(DropReason.SHUTDOWN)
+                self._fail(sample, ClosingError("the edge daemon is shutting down"))
+        await self._empty.wait()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+
+    def submit(
+        self, source: Source, *, deadline_seconds: float | None = None
+    ) -> asyncio.Future[Answer]:
+        """Accept a sample; cancelling the future ends it.
+
+        Args:
+            source: its input, which may still be arriving.
+            deadline_seconds: the caller's own; past it there is an error, whatever the fallback.
+
+        Returns:
+            Its answer, or one of InputError, EngineError, BundleError, RefusedError,
+            LinkLostError, SampleError, ClosingError.
+
+        Raises:
+            QueueFullError: too many samples wait.
+            ClosingError: :meth:`close` has been called.
+        """
+        if self._closing:
+            self._metrics.dropped(DropReason.SHUTDOWN)
+            raise ClosingError("the edge daemon is shutting down")
+        waiting = self.queue_depth
+        if waiting >= self._options.queue_limit:
+            self._metrics.dropped(DropReason.QUEUE_FULL)
+            raise QueueFullError(
+                f"expected at most {self._options.queue_limit} samples to wait, {waiting} do"
+            )
+        sample = self._accept(source, deadline_seconds)
+        if self._trouble is not None and self._fallback is not None:
+            self._fall_back(sample, _fallback_reason(self._trouble))
+        else:
+            self._carry_out(self._session.submit(sample.ticket))
+        return sample.future
+
+    def _accept(self, source: Source, deadline_seconds: float | None) -> _Sample[F]:
+        events = asyncio.get_running_loop()
+        latency = Latency()
+        sample = _Sample(
+            ticket=next(self._tickets),
+            feed=self._feeds(source, latency),
+            future=events.create_future(),
+            latency=latency,
+            accepted=perf_counter(),
+        )
+        patience = events.call_later(self._options.deadline_seconds, self._on_deadline, sample)
+        sample.timers.append(patience)
+        if deadline_seconds is not None:
+            expire = events.call_later(deadline_seconds, self._expire, sample)
+            sample.timers.append(expire)
+        sample.future.add_done_callback(lambda future: self._on_done(sample, future))
+        self._samples[sample.ticket] = sample
+        self._empty.clear()
+        self._metrics.queue_depth(self.queue_depth)
+        return sample
+
+    # The stream.
+
+    async def _keep_connected(self) -> None:
+        """Open one stream after the other for as long as the daemon runs."""
+        while True:
+            link = self._connect()
+            try:
+                await self._run_stream(link)
+            except NeucodexError as error:
+                self._on_stream_ended(error)
+            finally:
+                self._link = None
+                await link.close()
+            await self._sleep(self._backoff.next())
+
+    async def _run_stream(self, link: CloudLink) -> None:
+        """Open a stream and read it until it ends or the session wants another."""
+        opened = await link.open(self._open_request())
+        self._check(opened)
+        log.info("stream open to %s", opened.model)
+        self._link, self._trouble = link, None
+        self._reading = asyncio.create_task(self._read(link))
+        try:
+            self._carry_out(self._session.opened(opened))
+            await asyncio.wait({self._reading})
+        finally:
+            self._reading.cancel()
+        if not self._reading.cancelled():
+            self._reading.result()
+
+    def _open_request(self) -> Open:
+        return Open(
+            model_digest=self._digest,
+            settings=self._session.settings,
+            checksum=self._options.checksum,
+            samples_in_flight=self._options.samples_in_flight,
+        )
+
+    def _check(self, opened: Opened) -> None:
+        asked = self._options.samples_in_flight
+        if not 1 <= opened.samples_in_flight <= asked:
+            raise ProtocolError(
+                f"expected 1 to {asked} samples in flight, got {opened.samples_in_flight}"
+            )
+
+    async def _read(self, link: CloudLink) -> None:
+        async for message in link.messages():
+            self._backoff.reset()
+            for verdict in message.verdicts:
+                self._on_verdict(link, verdict)
+            for failure in message.failures:
+                self._on_failure(link, failure)
+            if message.draining is not None and self._link is link:
+                log.info("the cloud is draining")
+                self._metrics.retry(RetryReason.DRAINING)
+                self._carry_out(self._session.draining(message.draining))
+        raise LinkLostError("the cloud ended the stream")
+
+    def _on_verdict(self, link: CloudLink, verdict: Verdict) -> None:
+        """Take in a verdict, unless the session has left this stream since it came."""
+        if self._link is not link:
+            return
+        if verdict.label >= len(self._labels):
+            raise ProtocolError(f"expected a label below {len(self._labels)}, got {verdict.label}")
+        sample = self._numbers.get(verdict.sample)
+        if sample is not None:
+            self._time(sample, verdict)
+        began = perf_counter()
+        actions = self._session.verdict(verdict)
+        self._metrics.stage(EdgeStage.EXIT_RULE, perf_counter() - began)
+        self._carry_out(actions)
+
+    def _on_failure(self, link: CloudLink, failure: Failure) -> None:
+        if self._link is not link:
+            return
+        self._metrics.error("receive", failure.code.name)
+        if failure.code is SampleCode.CHECK_FAILED:
+            self._metrics.check_failed()
+        self._carry_out(self._session.failure(failure))
+
+    def _time(self, sample: _Sample[F], verdict: Verdict) -> None:
+        """Split the round trip that a verdict ends."""
+        if self.placement is Placement.EDGE_ONLY:
+            sample.latency.tail_seconds += verdict.service_seconds
+            return
+        sent = [at for packet, at in sample.sent if packet.timestep <= verdict.timestep]
+        if sent:
+            seconds = perf_counter() - sent[-1]
+            self._metrics.roundtrip(seconds, verdict.service_seconds)
+            sample.latency.service_seconds += verdict.service_seconds
+            sample.latency.transport_seconds += max(0.0, seconds - verdict.service_seconds)
+
+    def _on_stream_ended(self, error: NeucodexError) -> None:
+        log.warning("stream to the cloud ended: %s", error)
+        if self._session.connected:
+            self._metrics.retry(RetryReason.LINK_LOST)
+            self._carry_out(self._session.lost())
+        else:
+            self._metrics.retry(RetryReason.CONNECT)
+            self._trouble = error
+        refused = isinstance(error, RefusedError) and not isinstance(error, CloudFullError)
+        if refused:
+            self._trouble = error
+        if self._trouble is None:
+            return
+        for sample in [self._samples[ticket] for ticket in self._session.tickets]:
+            if self._fallback is not None:
+                self._fall_back(sample, _fallback_reason(error))
+            elif refused:
+                self._fail(sample, error)
+
+    # What the session wants.
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Compute(ticket, timestep):
+                    self._compute(self._samples[ticket], timestep)
+                case SendPacket(ticket):
+                    self._send_packet(self._samples[ticket], action)
+                case SendSettings(settings):
+                    self._send(EdgeMessage(settings=settings))
+                case SendCancel(number):
+                    self._send(EdgeMessage(cancels=(number,)))
+                case Answered(ticket, verdict, wasted):
+                    self._on_answer(self._samples[ticket], verdict, wasted)
+                case Fail(ticket, code, message):
+                    self._on_fail(self._samples[ticket], code, message)
+                case Wait(ticket, seconds):
+                    self._metrics.replay(RetryReason.NO_SLOT)
+                    self._forget_number(self._samples[ticket])
+                    asyncio.get_running_loop().call_later(seconds, self._retry, ticket)
+                case Replay(ticket, reason):
+                    log.info("a sample is sent again: %s", reason.value)
+                    self._metrics.replay(RetryReason(reason.value))
+                    self._forget_number(self._samples[ticket])
+                case Reconnect():
+                    self._link = None
+                    if self._reading is not None:
+                        self._reading.cancel()
+
+    def _send(self, message: EdgeMessage) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def _retry(self, ticket: int) -> None:
+        self._carry_out(self._session.retry(ticket))
+
+    def _compute(self, sample: _Sample[F], timestep: int) -> None:
+        if not sample.started:
+            self._start(sample)
+        task = asyncio.create_task(self._run_feed(sample, timestep))
+        # Not at the end of the task itself: one cancelled before it began would never tell.
+        task.add_done_callback(lambda _: self._carry_out(self._session.computed(sample.ticket)))
+        sample.tasks.append(task)
+
+    def _start(self, sample: _Sample[F]) -> None:
+        sample.started = True
+        sample.latency.queue_seconds = perf_counter() - sample.accepted
+        self._metrics.stage(EdgeStage.QUEUE, sample.latency.queue_seconds)
+        self._metrics.queue_depth(self.queue_depth)
+
+    async def _run_feed(self, sample: _Sample[F], timestep: int) -> None:
+        try:
+            await sample.feed.compute(timestep)
+        except NeucodexError as error:
+            self._fail(sample, error)
+
+    def _send_packet(self, sample: _Sample[F], send: SendPacket) -> None:
+        if send.timestep == 0:
+            sample.number = send.number
+            sample.sent.clear()
+            self._numbers[send.number] = sample
+        packets = sample.feed.packets(send, self._session.settings)
+        now = perf_counter()
+        for packet in packets:
+            sample.sent.append((packet, now))
+            if self.placement is Placement.CO_INFERENCE:
+                sample.payload_bytes += packet.payload_bytes
+                self._metrics.payload(packet.payload_bytes)
+        self._send(EdgeMessage(packets=tuple(packet.data for packet in packets)))
+
+    def _on_answer(self, sample: _Sample[F], verdict: Verdict, wasted: int) -> None:
+        if wasted and self.placement is Placement.CO_INFERENCE:
+            late = [packet for packet, _ in sample.sent if packet.timestep > verdict.timestep]
+            self._metrics.wasted(wasted, sum(packet.payload_bytes for packet in late))
+        self._answer(sample, verdict, self.placement)
+
+    def _on_fail(self, sample: _Sample[F], code: SampleCode, message: str) -> None:
+        if code is SampleCode.BAD_PACKET and self.placement is Placement.CLOUD_ONLY:
+            # The packet was the caller's input.
+            self._fail(sample, InputError(message))
+        elif code is SampleCode.BAD_PACKET or self._fallback is None:
+            self._fail(sample, SampleError(code, message))
+        else:
+            deadline = code is SampleCode.DEADLINE
+            self._fall_back(sample, FallbackReason.DEADLINE if deadline else FallbackReason.ERROR)
+
+    # The end of a sample.
+
+    def _answer(self, sample: _Sample[F], verdict: Verdict, placement: Placement) -> None:
+        self._end(sample)
+        used = verdict.timestep + 1
+        sample.latency.total_seconds = perf_counter() - sample.accepted
+        last = used == self._spec.timesteps
+        self._metrics.answered(
+            placement,
+            ExitReason.MAX_TIMESTEPS if last else ExitReason.CONFIDENT,
+            sample.latency.total_seconds,
+            verdict.confidence,
+            used,
+            self._spec.timesteps - used,
+        )
+        if placement is Placement.CO_INFERENCE:
+            self._count_baselines()
+        self.answered += 1
+        if not sample.future.done():
+            sample.future.set_result(
+                Answer(
+                    label=verdict.label,
+                    name=self._labels[verdict.label],
+                    confidence=verdict.confidence,
+                    timesteps_used=used,
+                    placement=placement.value,
+                    latency=sample.latency,
+                    payload_bytes=sample.payload_bytes,
+                )
+            )
+
+    def _count_baselines(self) -> None:
+        """Count what this sample would have cost: features over full T, and the input itself."""
+        spec = self._spec
+        features = prod(spec.feature_shape)
+        frames = 1 if spec.input_kind == "static" else spec.timesteps
+        for baseline, baseline_bytes in (
+            (Baseline.FLOAT32_FEATURES, 4 * features * spec.timesteps),
+            (Baseline.PACKED_FEATURES, (features + 7) // 8 * spec.timesteps),
+            (Baseline.RAW_INPUT, prod(spec.input_shape) * frames),
+        ):
+            self._metrics.baseline(baseline, baseline_bytes)
+
+    def _fail(
+        self, sample: _Sample[F], error: NeucodexError, reason: ExitReason = ExitReason.ERROR
+    ) -> None:
+        """End a sample with an error, unless it has ended."""
+        if sample.ticket not in self._samples:
+            return
+        if isinstance(error, SampleError):
+            reason = EXIT_REASONS.get(error.code, reason)
+        if isinstance(error, InputError):
+            self._metrics.dropped(DropReason.INVALID)
+        placement = Placement.FALLBACK if sample.local else self.placement
+        self._end(sample)
+        self._metrics.failed(placement, reason, perf_counter() - sample.accepted)
+        if not sample.future.done():
+            sample.future.set_exception(error)
+        self._carry_out(self._session.abandon(sample.ticket))
+
+    def _forget_number(self, sample: _Sample[F]) -> None:
+        if sample.number is not None:
+            self._numbers.pop(sample.number, None)
+            sample.number = None
+
+    def _end(self, sample: _Sample[F]) -> None:
+        del self._samples[sample.ticket]
+        for timer in sample.timers:
+            timer.cancel()
+        for task in sample.tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._forget_number(sample)
+        self._metrics.queue_depth(self.queue_depth)
+        if not self._samples:
+            self._empty.set()
+
+    def _on_done(self, sample: _Sample[F], future: asyncio.Future[Answer]) -> None:
+        if future.cancelled():
+            self._fail(sample, ClosingError("the caller went away"), ExitReason.CANCELLED)
+
+    def _on_deadline(self, sample: _Sample[F]) -> None:
+        if self._fallback is None or not sample.feed.complete:
+            self._fail(sample, self._deadline_error(sample, self._options.deadline_seconds))
+        elif not sample.local:
+            self._fall_back(sample, FallbackReason.DEADLINE)
+
+    def _expire(self, sample: _Sample[F]) -> None:
+        seconds = perf_counter() - sample.accepted
+        self._fail(sample, self._deadline_error(sample, seconds))
+
+    def _deadline_error(self, sample: _Sample[F], seconds: float) -> NeucodexError:
+        if not sample.feed.complete:
+            message = f"expected the whole input within {seconds:.3g} s, timesteps are missing"
+            return SampleError(SampleCode.DEADLINE, message)
+        if self.connected or self.placement not in REMOTE:
+            return SampleError(SampleCode.DEADLINE, f"expected an answer within {seconds:.3g} s")
+        why = self._trouble or "the link was lost"
+        return LinkLostError(f"expected an answer within {seconds:.3g} s, but {why}")
+
+    def _fall_back(self, sample: _Sample[F], reason: FallbackReason) -> None:
+        """Go on with a sample on this device."""
+        log.info("a sample is finished on this device: %s", reason.value)
+        sample.local = True
+        self._metrics.fallback(reason)
+        if not sample.started:
+            self._start(sample)
+        sample.tasks.append(asyncio.create_task(self._finish_locally(sample, sample.tasks[-1:])))
+        self._carry_out(self._session.abandon(sample.ticket))
+
+    async def _finish_locally(
+        self, sample: _Sample[F], computing: list[asyncio.Task[None]]
+    ) -> None:
+        if computing:
+            await asyncio.wait(computing)
+        if self._fallback is None or sample.ticket not in self._samples:
+            return
+        try:
+            verdict = await self._fallback(sample.feed)
+        except NeucodexError as error:
+            self._fail(sample, error)
+        else:
+            sample.latency.tail_seconds += verdict.service_seconds
+            self._answer(sample, verdict, Placement.FALLBACK)
+
+
+class _Backoff:
+    """Waits between two streams: doubling, with jitter, up to a maximum."""
+
+    def __init__(self, min_seconds: float, max_seconds: float) -> None:
+        self._min_seconds = min_seconds
+        self._max_seconds = max_seconds
+        self._random = random.Random()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the shortest wait again."""
+        self._seconds = self._min_seconds
+
+    def next(self) -> float:
+        """Return the next wait, in seconds."""
+        seconds = self._seconds
+        self._seconds = min(2 * seconds, self._max_seconds)
+        return seconds * (1 - JITTER * self._random.random())
+
+
+def _fallback_reason(error: NeucodexError) -> FallbackReason:
+    if isinstance(error, CloudFullError):
+        return FallbackReason.OVERLOAD
+    if isinstance(error, RefusedError):
+        return FallbackReason.VERSION_MISMATCH
+    return FallbackReason.UNAVAILABLE if isinstance(error, LinkLostError) else FallbackReason.ERROR

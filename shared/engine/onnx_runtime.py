@@ -1,0 +1,143 @@
+"""ONNX Runtime as an engine: the default on both sides, on CPU, without torch.
+
+A session is built from verified bytes alone: graph and weights come through
+:meth:`shared.model.bundle.Bundle.read`, and the runtime is given both in memory, so that a graph
+cannot make it open another file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import onnxruntime as ort
+
+from shared.engine.base import DTYPES, Array, Shape, State, check_step
+from shared.errors import BundleError, EngineError
+from shared.model.bundle import WEIGHTS, Bundle, PartName, PartSpec, TensorSpec
+
+ELEMENT_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+
+
+def load_engine(bundle: Bundle, part: PartName, *, threads: int = 1) -> OnnxEngine:
+    """Load one part of a bundle.
+
+    Args:
+        bundle: where graph and weights are read from, verified.
+        part: ``head``, ``tail`` or ``whole``.
+        threads: CPU threads of one call.
+
+    Raises:
+        BundleError: the part is absent or damaged, or its graph is not what the manifest says.
+        ValueError: ``threads`` below 1.
+    """
+    if threads < 1:
+        raise ValueError(f"expected at least 1 thread, got {threads}")
+    spec = bundle.part(part)
+    graph, weights = bundle.read(spec.graph), bundle.read(WEIGHTS)
+    options = _options(threads)
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # The runtime's exceptions share no base but Exception.
+        raise BundleError(f"{bundle.path / spec.graph}: {error}") from error
+    _check_border(bundle, part, session)
+    del graph, weights, options
+    _return_freed_memory()
+    return OnnxEngine(session, part, spec)
+
+
+class OnnxEngine:
+    """One part as an ONNX Runtime session; see :class:`shared.engine.base.Engine`.
+
+    Args:
+        session: of a graph that matches ``spec``.
+        part: which part.
+        spec: the part's description.
+    """
+
+    def __init__(self, session: ort.InferenceSession, part: PartName, spec: PartSpec) -> None:
+        self._session = session
+        self._input_name = spec.input.name
+        self._input_dtype, _ = DTYPES[part]
+        self._state_names = tuple(state.name for state in spec.states)
+        self._outputs = [spec.output.name, *(state.name for state in spec.next_states)]
+        self._input_shape = spec.input.shape
+        self._output_shape = spec.output.shape
+        self._state_shapes = tuple(state.shape for state in spec.states)
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one sample's input, without N."""
+        return self._input_shape
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one sample's output, without N."""
+        return self._output_shape
+
+    @property
+    def state_shapes(self) -> tuple[Shape, ...]:
+        """Shape of each membrane array, without N."""
+        return self._state_shapes
+
+    def step(self, x: Array, state: State) -> tuple[Array, State]:
+        """Run one timestep; see :meth:`shared.engine.base.Engine.step`."""
+        check_step(self, self._input_dtype, x, state)
+        feed = dict(zip(self._state_names, state, strict=True))
+        feed[self._input_name] = x
+        try:
+            output, *after = self._session.run(self._outputs, feed)
+        except Exception as error:
+            # The runtime's exceptions share no base but Exception.
+            raise EngineError(f"ONNX Runtime failed: {error}") from error
+        return output, tuple(after)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Spinning threads take the cores of the sender and of other processes for nothing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The arena keeps what the largest batch once needed; the system allocator gives it back.
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    return options
+
+
+def _return_freed_memory() -> None:
+    """Give the memory that loading freed back to the system, where the C library can (glibc).
+
+    Building a session takes several times the size of its weights; glibc would keep it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _check_border(bundle: Bundle, part: PartName, session: ort.InferenceSession) -> None:
+    """Refuse a graph whose inputs and outputs are not those of the manifest."""
+    spec = bundle.part(part)
+    input_type, output_type = (ELEMENT_TYPES[dtype.name] for dtype in DTYPES[part])
+    for kind, nodes, main, main_type, states in (
+        ("inputs", session.get_inputs(), spec.input, input_type, spec.states),
+        ("outputs", session.get_outputs(), spec.output, output_type, spec.next_states),
+    ):
+        expected = {main.name: (main_type, main.shape)} | _float_tensors(states)
+        found = {node.name: (node.type, tuple(node.shape[1:])) for node in nodes}
+        if found != expected or not all(_has_batch_axis(node) for node in nodes):
+            raise BundleError(
+                f"{bundle.path / spec.graph}: expected {kind} {expected} after a dynamic batch "
+                f"axis, got {found}"
+            )
+
+
+def _float_tensors(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[str, Shape]]:
+    return {tensor.name: (ELEMENT_TYPES["float32"], tensor.shape) for tensor in tensors}
+
+
+def _has_batch_axis(node: Any) -> bool:
+    return bool(node.shape) and not isinstance(node.shape[0], int)

@@ -1,0 +1,877 @@
+"""Prometheus metrics of both daemons; the only file that knows ``prometheus_client``.
+
+Callers tell what happened (``metrics.stage("head", seconds)``); names, labels and buckets live
+here, in the tables :data:`EDGE_FAMILIES` and :data:`CLOUD_FAMILIES`. A label takes its values from
+a fixed list (anything else becomes ``other``) or is a configured name (a model, a peer), of which
+at most :data:`MAX_NAMES` are told apart; never an id, an address or a text from the network. What
+cannot be measured has no series, never a zero. Measured and modelled figures have different names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from importlib import metadata
+from threading import Thread
+from typing import Protocol, TypeVar
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from shared.energy import operations as energy
+from shared.errors import ConfigError, SampleCode
+from shared.model.bundle import Operations
+from shared.model.spec import NetworkSpec
+from shared.tcp_info import Totals
+
+NAMESPACE = "neucodex"
+OTHER = "other"
+MAX_NAMES = 32
+"""Model names told apart; further ones count as ``other``."""
+MAX_SHOWN = 16
+"""Counters of at most so many label combinations are shown before they first count."""
+
+
+class Placement(StrEnum):
+    """Where a sample was computed."""
+
+    CO_INFERENCE = "co_inference"
+    EDGE_ONLY = "edge_only"
+    CLOUD_ONLY = "cloud_only"
+    FALLBACK = "fallback"
+
+
+class ExitReason(StrEnum):
+    """Why a sample ended, as the edge saw it."""
+
+    CONFIDENT = "confident"
+    MAX_TIMESTEPS = "max_timesteps"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class EdgeStage(StrEnum):
+    """A piece of the edge's work."""
+
+    QUEUE = "queue"
+    DECODE_INPUT = "decode_input"
+    HEAD = "head"
+    """Head and compression encoder, one timestep."""
+    CODE = "code"
+    """Codec: code bits to packet."""
+    UNPACK_REPLY = "unpack_reply"
+    EXIT_RULE = "exit_rule"
+    TAIL_LOCAL = "tail_local"
+    WHOLE_LOCAL = "whole_local"
+
+
+class CloudStage(StrEnum):
+    """A piece of the cloud's work."""
+
+    QUEUE = "queue"
+    """Waiting for the engine, a packet decoded."""
+    DECODE_INPUT = "decode_input"
+    """An encoded image to an array (cloud-only)."""
+    DECODE = "decode"
+    """Codec: packet to code bits."""
+    HEAD = "head"
+    """Head and compression encoder (cloud-only)."""
+    TAIL = "tail"
+    """One engine call of a batch."""
+    WHOLE = "whole"
+    EXIT_RULE = "exit_rule"
+    REPLY = "reply"
+
+
+class SampleEnd(StrEnum):
+    """Why a sample ended, as the cloud saw it."""
+
+    CONFIDENT = "confident"
+    MAX_TIMESTEPS = "max_timesteps"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    DISCONNECTED = "disconnected"
+    NO_SLOT = "no_slot"
+    BAD_PACKET = "bad_packet"
+    CHECK_FAILED = "check_failed"
+    WORKER_LOST = "worker_lost"
+    ERROR = "error"
+
+
+class Direction(StrEnum):
+    """Which way bytes went, seen from the process that counts them."""
+
+    SENT = "sent"
+    RECEIVED = "received"
+
+
+class Baseline(StrEnum):
+    """What would have been sent without NeuCODEX."""
+
+    FLOAT32_FEATURES = "float32_features"
+    PACKED_FEATURES = "packed_features"
+    RAW_INPUT = "raw_input"
+
+
+class Site(StrEnum):
+    """Where spikes are counted."""
+
+    CODE = "code"
+
+
+class Part(StrEnum):
+    """Part of the network, as in the bundle; ``head`` includes the encoder."""
+
+    HEAD = "head"
+    TAIL = "tail"
+    WHOLE = "whole"
+
+
+class OperationKind(StrEnum):
+    """Kind of counted operation, as in :class:`shared.model.bundle.Operations`."""
+
+    MAC = "mac"
+    AC = "ac"
+    NEURON = "neuron"
+
+
+class FallbackReason(StrEnum):
+    """Why a sample left the co-inference path."""
+
+    CONNECT = "connect"
+    DEADLINE = "deadline"
+    UNAVAILABLE = "unavailable"
+    VERSION_MISMATCH = "version_mismatch"
+    OVERLOAD = "overload"
+    ERROR = "error"
+
+
+class RetryReason(StrEnum):
+    """Why the edge opened a stream again, or sent a sample again."""
+
+    LINK_LOST = "link_lost"
+    CONNECT = "connect"
+    DRAINING = "draining"
+    NO_SLOT = "no_slot"
+    WORKER_LOST = "worker_lost"
+    CHECK_FAILED = "check_failed"
+
+
+class DropReason(StrEnum):
+    """Why an input was not inferred."""
+
+    QUEUE_FULL = "queue_full"
+    INVALID = "invalid"
+    SHUTDOWN = "shutdown"
+
+
+class ConnectionState(StrEnum):
+    """State of the edge's link to the cloud."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    TRANSIENT_FAILURE = "transient_failure"
+    SHUTDOWN = "shutdown"
+
+
+class RejectReason(StrEnum):
+    """Why the cloud refused a request."""
+
+    OVERLOAD = "overload"
+    AUTH = "auth"
+    VERSION_MISMATCH = "version_mismatch"
+    BAD_PAYLOAD = "bad_payload"
+    SIZE_LIMIT = "size_limit"
+    PROTOCOL = "protocol"
+    IDLE = "idle"
+    DRAINING = "draining"
+
+
+class Rpc(StrEnum):
+    """A streaming call of the cloud."""
+
+    INFER = "infer"
+    IMAGE_STREAM = "image_stream"
+
+
+EDGE_ERROR_STAGES = (*EdgeStage, "connect", "send", "receive", "local_api", "source")
+CLOUD_ERROR_STAGES = (*CloudStage, "open", "stream", "settings", "image")
+ERROR_CODES = (
+    *(code.name for code in SampleCode),
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+"""gRPC status names and the sample codes of the protocol."""
+
+
+def _doubling(first: float, count: int) -> tuple[float, ...]:
+    return tuple(first * 2**step for step in range(count))
+
+
+STAGE_BUCKETS_SECONDS = _doubling(0.0001, 16)
+"""0.1 ms to 3.3 s: one stage of one timestep."""
+INFERENCE_BUCKETS_SECONDS = _doubling(0.0005, 16)
+"""0.5 ms to 16 s: a whole sample."""
+SIZE_BUCKETS_BYTES = _doubling(8, 14)
+"""8 B to 64 KiB: one message."""
+TIMESTEP_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
+BATCH_BUCKETS = _doubling(1, 9)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+FIRING_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+
+Values = type[StrEnum] | tuple[str, ...]
+_NAMES: Values = ()
+"""Marks a label whose values are configured names instead of a fixed list."""
+_MODEL: Mapping[str, Values] = {"model": _NAMES}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric family: its kind, help text and labels.
+
+    Attributes:
+        kind: Counter, Gauge or Histogram.
+        help: what is counted, in which unit.
+        labels: label name to its allowed values, or to nothing for configured names.
+        buckets: upper bounds, for a histogram.
+    """
+
+    kind: type[Counter] | type[Gauge] | type[Histogram]
+    help: str
+    labels: Mapping[str, Values] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+    def build(self, name: str, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+        """Return the family registered under its full name."""
+        make = partial(Histogram, buckets=self.buckets) if self.kind is Histogram else self.kind
+        return make(f"{NAMESPACE}_{name}", self.help, tuple(self.labels), registry=registry)
+
+
+SHARED_FAMILIES: Mapping[str, Family] = {
+    "synaptic_operations_total": Family(
+        Counter,
+        "Operations of the network parts computed here, from the bundle's mean counts: "
+        "accumulates (ac), multiply-accumulates (mac), membrane updates (neuron).",
+        {**_MODEL, "part": Part, "kind": OperationKind},
+    ),
+    "modelled_energy_joules_total": Family(
+        Counter,
+        "Energy COMPUTED from operation counts at 45 nm arithmetic cost, memory and idle power "
+        "left out. Never a measurement.",
+        {**_MODEL, "component": Part, "source": (energy.SOURCE,)},
+    ),
+}
+
+EDGE_FAMILIES: Mapping[str, Family] = {
+    **SHARED_FAMILIES,
+    "edge_inference_duration_seconds": Family(
+        Histogram,
+        "Wall time from sample accepted to final answer, on the edge's monotonic clock.",
+        {**_MODEL, "placement": Placement, "exit_reason": ExitReason},
+        INFERENCE_BUCKETS_SECONDS,
+    ),
+    "edge_stage_duration_seconds": Family(
+        Histogram,
+        "Wall time of one stage, of one timestep where the stage has timesteps; head includes "
+        "the compression encoder.",
+        {**_MODEL, "stage": EdgeStage},
+        STAGE_BUCKETS_SECONDS,
+    ),
+    "edge_transport_seconds": Family(
+        Histogram,
+        "Send-to-verdict time of one packet minus the service time the verdict reports: both "
+        "directions and both gRPC stacks. Not a one-way delay.",
+        _MODEL,
+        STAGE_BUCKETS_SECONDS,
+    ),
+    "edge_roundtrip_seconds": Family(
+        Histogram,
+        "Send-to-verdict time of one packet as seen by the edge.",
+        _MODEL,
+        STAGE_BUCKETS_SECONDS,
+    ),
+    "edge_payload_bytes_total": Family(
+        Counter,
+        "Code bits after the codec, in bytes, without packet header and check.",
+        {**_MODEL, "direction": Direction},
+    ),
+    "edge_message_bytes_total": Family(
+        Counter, "Serialised protobuf messages.", {**_MODEL, "direction": Direction}
+    ),
+    "edge_message_size_bytes": Family(
+        Histogram,
+        "Size of one serialised protobuf message.",
+        {**_MODEL, "direction": Direction},
+        SIZE_BUCKETS_BYTES,
+    ),
+    "edge_baseline_bytes_total": Family(
+        Counter,
+        "What the same work would have cost uncompressed; divide its rate by that of the "
+        "payload for the compression ratio.",
+        {**_MODEL, "baseline": Baseline},
+    ),
+    "edge_wasted_bytes_total": Family(
+        Counter, "Payload of timesteps sent but answered after their sample's end.", _MODEL
+    ),
+    "edge_spikes_total": Family(Counter, "Spikes counted.", {**_MODEL, "site": Site}),
+    "edge_neuron_updates_total": Family(
+        Counter,
+        "Neuron-timesteps evaluated, the denominator of the firing rate.",
+        {**_MODEL, "site": Site},
+    ),
+    "edge_firing_ratio": Family(
+        Histogram,
+        "Spikes per neuron of one timestep (1 minus sparsity).",
+        {**_MODEL, "site": Site},
+        FIRING_BUCKETS,
+    ),
+    "edge_inferences_total": Family(
+        Counter,
+        "Samples finished, answered or not.",
+        {**_MODEL, "placement": Placement, "exit_reason": ExitReason},
+    ),
+    "edge_timesteps_used": Family(
+        Histogram,
+        "Timesteps behind the answer of one sample.",
+        {**_MODEL, "exit_reason": ExitReason},
+        TIMESTEP_BUCKETS,
+    ),
+    "edge_timesteps_total": Family(
+        Counter,
+        "Timesteps used, skipped (saved by an early exit) and wasted (computed and sent, but "
+        "answered after the exit).",
+        {**_MODEL, "outcome": ("used", "skipped", "wasted")},
+    ),
+    "edge_exit_confidence_ratio": Family(
+        Histogram, "Confidence of the answer.", _MODEL, CONFIDENCE_BUCKETS
+    ),
+    "edge_exit_threshold_ratio": Family(
+        Gauge, "Alpha in force; the lowest, where every timestep has its own.", _MODEL
+    ),
+    "edge_fallbacks_total": Family(
+        Counter,
+        "Samples moved off the co-inference path.",
+        {**_MODEL, "reason": FallbackReason},
+    ),
+    "edge_retries_total": Family(Counter, "Streams opened again.", {"reason": RetryReason}),
+    "edge_replays_total": Family(
+        Counter, "Samples sent again from their first timestep.", {"reason": RetryReason}
+    ),
+    "edge_check_failures_total": Family(
+        Counter, "Samples whose check failed in the cloud: bits changed on the way."
+    ),
+    "edge_errors_total": Family(
+        Counter,
+        "Errors; code is a gRPC status name or a sample code of the protocol.",
+        {"stage": EDGE_ERROR_STAGES, "code": ERROR_CODES},
+    ),
+    "edge_samples_dropped_total": Family(
+        Counter, "Inputs that were not inferred.", {"reason": DropReason}
+    ),
+    "edge_queue_depth": Family(Gauge, "Samples waiting on the edge."),
+    "edge_connection_state": Family(
+        Gauge, "1 for the present state of the link to the cloud.", {"state": ConnectionState}
+    ),
+}
+
+CLOUD_FAMILIES: Mapping[str, Family] = {
+    **SHARED_FAMILIES,
+    "cloud_service_duration_seconds": Family(
+        Histogram,
+        "Time from a packet's arrival at the handler to its verdict being ready.",
+        _MODEL,
+        STAGE_BUCKETS_SECONDS,
+    ),
+    "cloud_stage_duration_seconds": Family(
+        Histogram,
+        "Wall time of one stage; tail is one engine call of a whole batch.",
+        {**_MODEL, "stage": CloudStage},
+        STAGE_BUCKETS_SECONDS,
+    ),
+    "cloud_payload_bytes_total": Family(
+        Counter,
+        "Code bits after the codec, in bytes, without packet header and check.",
+        {**_MODEL, "direction": Direction},
+    ),
+    "cloud_message_bytes_total": Family(
+        Counter, "Serialised protobuf messages.", {**_MODEL, "direction": Direction}
+    ),
+    "cloud_streams": Family(Gauge, "Open streams.", {"rpc": Rpc}),
+    "cloud_samples_total": Family(Counter, "Samples ended.", {**_MODEL, "reason": SampleEnd}),
+    "cloud_slots_in_use": Family(Gauge, "Samples that hold membrane state.", _MODEL),
+    "cloud_slots_limit": Family(Gauge, "Samples that can hold membrane state.", _MODEL),
+    "cloud_session_state_bytes": Family(Gauge, "Membrane state of the slots in use.", _MODEL),
+    "cloud_queue_depth": Family(Gauge, "Timesteps waiting for the engine.", _MODEL),
+    "cloud_batch_size": Family(
+        Histogram, "Timesteps, each of another sample, in one engine call.", _MODEL, BATCH_BUCKETS
+    ),
+    "cloud_timesteps_total": Family(Counter, "Timesteps computed by the engine.", _MODEL),
+    "cloud_wasted_timesteps_total": Family(
+        Counter, "Timesteps received for samples that had already ended.", _MODEL
+    ),
+    "cloud_wasted_bytes_total": Family(
+        Counter, "Payload of packets received for samples that had already ended.", _MODEL
+    ),
+    "cloud_check_failures_total": Family(
+        Counter, "Packets whose check differed from that of their decoded bits.", _MODEL
+    ),
+    "cloud_errors_total": Family(
+        Counter,
+        "Errors; code is a gRPC status name or a sample code of the protocol.",
+        {"stage": CLOUD_ERROR_STAGES, "code": ERROR_CODES},
+    ),
+    "cloud_rejected_total": Family(Counter, "Requests refused.", {"reason": RejectReason}),
+}
+
+Child = TypeVar("Child", Counter, Gauge, Histogram)
+
+
+class _Families:
+    """The families of one table, with every label combination resolved once."""
+
+    def __init__(self, registry: CollectorRegistry, table: Mapping[str, Family]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._table = table
+        self._parents = {name: family.build(name, registry) for name, family in table.items()}
+        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
+        self._names: set[str] = set()
+
+    def count(self, name: str, *labels: str, amount: float = 1) -> None:
+        """Add to a counter."""
+        self._child(Counter, name, labels).inc(amount)
+
+    def observe(self, name: str, *labels: str, value: float) -> None:
+        """Add one observation to a histogram."""
+        self._child(Histogram, name, labels).observe(value)
+
+    def gauge(self, name: str, *labels: str) -> Gauge:
+        """Return a gauge."""
+        return self._child(Gauge, name, labels)
+
+    def start(self, model: str) -> None:
+        """Show the counters of a model that have few label values, with value 0."""
+        for name, family in self._table.items():
+            choices = [allowed or (model,) for allowed in family.labels.values()]
+            if family.kind is Counter and math.prod(map(len, choices)) <= MAX_SHOWN:
+                for labels in itertools.product(*choices):
+                    self.count(name, *labels, amount=0)
+
+    def _child(self, kind: type[Child], name: str, labels: tuple[str, ...]) -> Child:
+        child = self._children.get((name, *labels))
+        if child is None:
+            child = self._resolve(name, labels)
+        if not isinstance(child, kind):
+            raise ValueError(f"expected {name} to be a {kind.__name__}, it is {type(child)}")
+        return child
+
+    def _resolve(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+        pairs = zip(self._table[name].labels.values(), labels, strict=True)
+        clipped = tuple(self._clip(allowed, value) for allowed, value in pairs)
+        parent = self._parents[name]
+        child = parent.labels(*clipped) if clipped else parent
+        if clipped == labels:
+            self._children[(name, *labels)] = child
+        return child  # Not remembered when clipped: the number of unknown values has no bound.
+
+    def _clip(self, allowed: Values, value: str) -> str:
+        if allowed:
+            return value if value in tuple(allowed) else OTHER
+        if value not in self._names and len(self._names) >= MAX_NAMES:
+            return OTHER
+        self._names.add(value)
+        return value
+
+
+class WireSource(Protocol):
+    """What can tell the bytes of this process's connections to one peer."""
+
+    def poll(self) -> Totals | None:
+        """Return totals since the start, or nothing where the system does not tell."""
+
+
+class _WireCollector(Collector):
+    """Reads the kernel's counts at every scrape, so that a scrape is never behind."""
+
+    def __init__(self, side: str, source: WireSource, peer: str) -> None:
+        self._prefix = f"{NAMESPACE}_{side}_"
+        self._source = source
+        self._peer = peer
+
+    def describe(self) -> Iterable[Metric]:
+        return self._empty()
+
+    def collect(self) -> Iterable[Metric]:
+        totals = self._source.poll()
+        if totals is None:
+            return []
+        wire, retransmitted, rtt = families = self._empty()
+        wire.add_metric([self._peer, Direction.SENT, "tcp_info"], totals.sent_bytes)
+        wire.add_metric([self._peer, Direction.RECEIVED, "tcp_info"], totals.received_bytes)
+        retransmitted.add_metric([self._peer], totals.retransmitted_bytes)
+        if totals.min_rtt_seconds is not None:
+            rtt.add_metric([self._peer], totals.min_rtt_seconds)
+        return families
+
+    def _empty(self) -> tuple[CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
+        return (
+            CounterMetricFamily(
+                f"{self._prefix}wire_bytes",
+                "IP and TCP headers and payload, retransmissions and pure ACKs included, no "
+                "Ethernet; header sizes are computed from the segment counts.",
+                labels=("peer", "direction", "source"),
+            ),
+            CounterMetricFamily(
+                f"{self._prefix}retransmitted_bytes",
+                "TCP payload sent again.",
+                labels=("peer",),
+            ),
+            GaugeMetricFamily(
+                f"{self._prefix}tcp_min_rtt_seconds",
+                "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only "
+                "to the first hop where a proxy stands between.",
+                labels=("peer",),
+            ),
+        )
+
+
+class _SideMetrics:
+    """What both sides tell."""
+
+    def __init__(self, registry: CollectorRegistry, side: str, table: Mapping[str, Family]) -> None:
+        self._registry = registry
+        self._side = side
+        self._families = _Families(registry, table)
+        build = Info(
+            f"{NAMESPACE}_build", "The running program.", ("component",), registry=registry
+        )
+        build.labels(side).info({"version": _version(), "python": platform.python_version()})
+        self._model_info = Info(
+            f"{NAMESPACE}_model", "A model in use.", ("model",), registry=registry
+        )
+
+    def watch_wire(self, source: WireSource, peer: str) -> None:
+        """Export the bytes on the connections to ``peer``, a configured name, read at scrapes."""
+        self._registry.register(_WireCollector(self._side, source, peer))
+
+    def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
+        self._model_info.labels(model).info(
+            {
+                "digest": digest,
+                "backbone": spec.backbone,
+                "split": spec.bottleneck.split,
+                "timesteps": str(spec.timesteps),
+                "code_shape": "x".join(map(str, spec.code_shape)),
+            }
+        )
+
+    def _add_operations(
+        self, model: str, part: str, operations: Operations, timesteps: float
+    ) -> None:
+        for kind in OperationKind:
+            amount = getattr(operations, kind) * timesteps
+            self._families.count("synaptic_operations_total", model, part, kind, amount=amount)
+        self._families.count(
+            "modelled_energy_joules_total",
+            model,
+            part,
+            energy.SOURCE,
+            amount=energy.joules(operations, timesteps),
+        )
+
+
+class EdgeMetrics(_SideMetrics):
+    """What the edge tells about one model.
+
+    Args:
+        registry: a fresh registry of this daemon.
+        model: name of the bundle.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
+        super().__init__(registry, "edge", EDGE_FAMILIES)
+        self._model = model
+        self._families.start(model)
+        self.connection(ConnectionState.IDLE)
+
+    def describe_model(self, digest: str, spec: NetworkSpec) -> None:
+        """Publish which network runs."""
+        self._describe_model(self._model, digest, spec)
+
+    def stage(self, stage: EdgeStage, seconds: float) -> None:
+        """One stage took so long."""
+        self._families.observe("edge_stage_duration_seconds", self._model, stage, value=seconds)
+
+    def roundtrip(self, seconds: float, service_seconds: float) -> None:
+        """A verdict came ``seconds`` after its packet was sent; the cloud spent part of it."""
+        self._families.observe("edge_roundtrip_seconds", self._model, value=seconds)
+        transport_seconds = max(0.0, seconds - service_seconds)
+        self._families.observe("edge_transport_seconds", self._model, value=transport_seconds)
+
+    def payload(self, payload_bytes: int, direction: Direction = Direction.SENT) -> None:
+        """Code bits of one packet were handed to the link."""
+        self._families.count(
+            "edge_payload_bytes_total", self._model, direction, amount=payload_bytes
+        )
+
+    def message(self, message_bytes: int, direction: Direction) -> None:
+        """A serialised message was sent or received."""
+        labels = (self._model, direction)
+        self._families.count("edge_message_bytes_total", *labels, amount=message_bytes)
+        self._families.observe("edge_message_size_bytes", *labels, value=message_bytes)
+
+    def baseline(self, baseline: Baseline, baseline_bytes: int) -> None:
+        """The same work would have cost so many bytes."""
+        self._families.count(
+            "edge_baseline_bytes_total", self._model, baseline, amount=baseline_bytes
+        )
+
+    def wasted(self, timesteps: int, payload_bytes: int) -> None:
+        """Timesteps had been sent when their sample was already decided."""
+        self._families.count("edge_timesteps_total", self._model, "wasted", amount=timesteps)
+        self._families.count("edge_wasted_bytes_total", self._model, amount=payload_bytes)
+
+    def spikes(self, spikes: int, neurons: int, site: Site = Site.CODE) -> None:
+        """One timestep of ``neurons`` neurons fired ``spikes`` times."""
+        labels = (self._model, site)
+        self._families.count("edge_spikes_total", *labels, amount=spikes)
+        self._families.count("edge_neuron_updates_total", *labels, amount=neurons)
+        self._families.observe("edge_firing_ratio", *labels, value=spikes / neurons)
+
+    def operations(self, part: Part, operations: Operations, timesteps: float) -> None:
+        """A part ran for so many timesteps of one sample; modelled energy follows from it."""
+        self._add_operations(self._model, part, operations, timesteps)
+
+    def answered(
+        self,
+        placement: Placement,
+        exit_reason: ExitReason,
+        duration_seconds: float,
+        confidence: float,
+        timesteps_used: int,
+        timesteps_skipped: int,
+    ) -> None:
+        """A sample got its answer."""
+        self._ended(placement, exit_reason, duration_seconds)
+        families, model = self._families, self._model
+        families.observe("edge_exit_confidence_ratio", model, value=confidence)
+        families.observe("edge_timesteps_used", model, exit_reason, value=timesteps_used)
+        families.count("edge_timesteps_total", model, "used", amount=timesteps_used)
+        families.count("edge_timesteps_total", model, "skipped", amount=timesteps_skipped)
+
+    def failed(
+        self, placement: Placement, exit_reason: ExitReason, duration_seconds: float
+    ) -> None:
+        """A sample ended without an answer."""
+        self._ended(placement, exit_reason, duration_seconds)
+
+    def threshold(self, alphas: Sequence[float]) -> None:
+        """Alpha is now so; an empty list (T = 1) shows as NaN."""
+        gauge = self._families.gauge("edge_exit_threshold_ratio", self._model)
+        gauge.set(min(alphas, default=math.nan))
+
+    def fallback(self, reason: FallbackReason) -> None:
+        """A sample left the co-inference path."""
+        self._families.count("edge_fallbacks_total", self._model, reason)
+
+    def retry(self, reason: RetryReason) -> None:
+        """The stream is opened again."""
+        self._families.count("edge_retries_total", reason)
+
+    def replay(self, reason: RetryReason) -> None:
+        """A sample is sent again from its first timestep."""
+        self._families.count("edge_replays_total", reason)
+
+    def check_failed(self) -> None:
+        """The cloud found a sample's check wrong."""
+        self._families.count("edge_check_failures_total")
+
+    def error(self, stage: str, code: str) -> None:
+        """Something went wrong in ``stage`` (:data:`EDGE_ERROR_STAGES`)."""
+        self._families.count("edge_errors_total", stage, code)
+
+    def dropped(self, reason: DropReason) -> None:
+        """An input is not inferred."""
+        self._families.count("edge_samples_dropped_total", reason)
+
+    def queue_depth(self, samples: int) -> None:
+        """So many samples wait now."""
+        self._families.gauge("edge_queue_depth").set(samples)
+
+    def connection(self, state: ConnectionState) -> None:
+        """The link to the cloud is now in ``state``."""
+        for each in ConnectionState:
+            self._families.gauge("edge_connection_state", each).set(each == state)
+
+    def _ended(self, placement: str, exit_reason: str, duration_seconds: float) -> None:
+        labels = (self._model, placement, exit_reason)
+        self._families.count("edge_inferences_total", *labels)
+        self._families.observe("edge_inference_duration_seconds", *labels, value=duration_seconds)
+
+
+class CloudMetrics(_SideMetrics):
+    """What the cloud tells about all its models.
+
+    Args:
+        registry: a fresh registry of this daemon.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry, "cloud", CLOUD_FAMILIES)
+
+    def model_loaded(self, model: str, digest: str, spec: NetworkSpec, slots_limit: int) -> None:
+        """A model is ready to serve, with room for so many samples at once."""
+        self._describe_model(model, digest, spec)
+        self._families.start(model)
+        self._families.gauge("cloud_slots_limit", model).set(slots_limit)
+        self.slots(model, in_use=0, state_bytes=0)
+        self.queue_depth(model, 0)
+
+    def service(self, model: str, seconds: float) -> None:
+        """A verdict was ready ``seconds`` after its packet arrived."""
+        self._families.observe("cloud_service_duration_seconds", model, value=seconds)
+
+    def stage(self, model: str, stage: CloudStage, seconds: float) -> None:
+        """One stage took so long."""
+        self._families.observe("cloud_stage_duration_seconds", model, stage, value=seconds)
+
+    def payload(
+        self, model: str, payload_bytes: int, direction: Direction = Direction.RECEIVED
+    ) -> None:
+        """Code bits of one packet arrived."""
+        self._families.count("cloud_payload_bytes_total", model, direction, amount=payload_bytes)
+
+    def message(self, model: str, message_bytes: int, direction: Direction) -> None:
+        """A serialised message was sent or received."""
+        self._families.count("cloud_message_bytes_total", model, direction, amount=message_bytes)
+
+    def stream_opened(self, rpc: Rpc) -> None:
+        """A stream began."""
+        self._families.gauge("cloud_streams", rpc).inc()
+
+    def stream_closed(self, rpc: Rpc) -> None:
+        """A stream ended."""
+        self._families.gauge("cloud_streams", rpc).dec()
+
+    def sample_ended(self, model: str, reason: SampleEnd) -> None:
+        """A sample ended, answered or not."""
+        self._families.count("cloud_samples_total", model, reason)
+
+    def slots(self, model: str, in_use: int, state_bytes: int) -> None:
+        """So many slots, holding so much membrane state, are in use now."""
+        self._families.gauge("cloud_slots_in_use", model).set(in_use)
+        self._families.gauge("cloud_session_state_bytes", model).set(state_bytes)
+
+    def queue_depth(self, model: str, timesteps: int) -> None:
+        """So many timesteps wait for the engine now."""
+        self._families.gauge("cloud_queue_depth", model).set(timesteps)
+
+    def batch(self, model: str, size: int) -> None:
+        """The engine computed one timestep of each of ``size`` samples."""
+        self._families.observe("cloud_batch_size", model, value=size)
+        self._families.count("cloud_timesteps_total", model, amount=size)
+
+    def operations(self, model: str, part: Part, operations: Operations, timesteps: float) -> None:
+        """A part ran for so many timesteps; modelled energy follows from it."""
+        self._add_operations(model, part, operations, timesteps)
+
+    def wasted(self, model: str, timesteps: int, payload_bytes: int) -> None:
+        """A packet came for a sample that had already ended."""
+        self._families.count("cloud_wasted_timesteps_total", model, amount=timesteps)
+        self._families.count("cloud_wasted_bytes_total", model, amount=payload_bytes)
+
+    def check_failed(self, model: str) -> None:
+        """A packet's check differed from that of its bits."""
+        self._families.count("cloud_check_failures_total", model)
+
+    def error(self, stage: str, code: str) -> None:
+        """Something went wrong in ``stage`` (:data:`CLOUD_ERROR_STAGES`)."""
+        self._families.count("cloud_errors_total", stage, code)
+
+    def rejected(self, reason: RejectReason) -> None:
+        """A request was refused."""
+        self._families.count("cloud_rejected_total", reason)
+
+
+class MetricsServer:
+    """A running ``/metrics`` endpoint.
+
+    Attributes:
+        port: the port it listens on.
+    """
+
+    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+        self._server = server
+        self._thread = thread
+        self.port = server.server_port
+
+    def close(self) -> None:
+        """Stop listening and free the port; harmless when called again."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(registry: CollectorRegistry, address: str) -> MetricsServer:
+    """Serve a registry, and figures of this process, over HTTP.
+
+    Args:
+        registry: what to serve; process figures (``process_*``) are added to it.
+        address: ``host:port``, ``[host]:port`` for IPv6; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is malformed or cannot be listened on.
+    """
+    host, port = parse_address(address)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(f"metrics address {address}: cannot listen: {error}") from error
+    ProcessCollector(registry=registry)
+    return MetricsServer(server, thread)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Split ``host:port``; ConfigError where it is not of that form."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"expected an address of the form host:port, got {address!r}")
+    return host, int(port)
+
+
+def _version() -> str:
+    try:
+        return metadata.version(NAMESPACE)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,192 @@
+"""The model bundle: one trained network as a directory that is safe to load from a stranger.
+
+::
+
+    manifest.json        spec, preprocessing, labels, parts, codec, SHA-256 of every other file
+    head.onnx            edge: input to code              tail.onnx   cloud: code to logits
+    whole.onnx           optional: the network before the bottleneck was inserted
+    weights.safetensors  all weights, once (the graphs refer into it), float16 or float32
+    calibration.json     temperature, alpha, exit distribution, firing rates, operation counts
+    CARD.md              data, accuracy, bytes, how it was trained
+
+The **digest** is the SHA-256 of the canonical manifest (:func:`canonical`); it names the network,
+and both sides of a stream must hold the same. A device may hold only some of the files: a bundle
+without its tail is valid under the same digest. No file is ever unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from shared.errors import BundleError
+from shared.model.spec import NetworkSpec
+
+PartName = Literal["head", "tail", "whole"]
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+CALIBRATION = "calibration.json"
+MAX_FILE_BYTES = 1 << 30
+"""A bundle file larger than this is refused unread."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")]
+Dims = tuple[int, ...]
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a picture becomes a network input: resize, then ``(pixel / 255 - mean) / std``."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A graph input or output: its name and its shape without the batch axis."""
+
+    name: str
+    shape: Dims
+
+
+class PartSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One exported graph.
+
+    The graph's inputs are ``input`` and ``states``; its outputs ``output`` and, in the same
+    order, ``next_states``. All have a dynamic batch axis in front.
+    """
+
+    graph: FileName
+    input: TensorSpec
+    output: TensorSpec
+    states: tuple[TensorSpec, ...]
+    next_states: tuple[TensorSpec, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that names a network; its canonical form gives the digest."""
+
+    format: Literal[1]
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+    version: str
+    spec: NetworkSpec
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    parts: dict[PartName, PartSpec]
+    codec: str
+    files: dict[FileName, Sha256]
+
+
+class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Effective operations of one part, mean per timestep of one sample.
+
+    A synaptic operation is a multiply-accumulate (``mac``) where the input is not binary, an
+    accumulate (``ac``) where it is; only non-zero inputs count. ``neuron`` counts membrane
+    updates.
+    """
+
+    mac: float
+    ac: float
+    neuron: float
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was measured on held-out training images."""
+
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    confidence: Literal["max_softmax", "entropy", "margin"] = "max_softmax"
+    alpha: dict[str, tuple[float, ...]]
+    """Alpha lists (T - 1 numbers) by name, e.g. ``loss_budget_0.5_points``."""
+    default_alpha: str
+    """The entry of ``alpha`` used when the user sets none."""
+    exit_distribution: tuple[float, ...]
+    """Share of samples that exit at t = 0..T-1 under the default alpha."""
+    firing_rates: dict[str, float]
+    """Mean spikes per neuron and timestep, by LIF layer; ``code`` is the code's."""
+    operations: dict[str, Operations]
+    """By part: ``head`` (encoder included), ``tail``, ``whole``."""
+    images: int
+    """Number of held-out images behind these figures."""
+
+
+class Bundle:
+    """A bundle on disk whose manifest has been read and whose files are verified when opened.
+
+    Args:
+        path: the bundle's directory.
+
+    Raises:
+        BundleError: no readable manifest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        raw = self._read_bytes(MANIFEST)
+        try:
+            self.manifest = msgspec.json.decode(raw, type=Manifest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path / MANIFEST}: {error}") from error
+        self.digest = hashlib.sha256(canonical(self.manifest)).hexdigest()
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The network's description."""
+        return self.manifest.spec
+
+    def has(self, part: PartName) -> bool:
+        """Say whether the part is described and its graph is on this machine."""
+        described = self.manifest.parts.get(part)
+        return described is not None and (self.path / described.graph).is_file()
+
+    def part(self, part: PartName) -> PartSpec:
+        """Return the description of a part; BundleError if there is none."""
+        try:
+            return self.manifest.parts[part]
+        except KeyError:
+            present = ", ".join(self.manifest.parts)
+            raise BundleError(f"bundle has no part {part!r}, only {present}") from None
+
+    def read(self, name: str) -> bytes:
+        """Return a file's verified bytes.
+
+        Raises:
+            BundleError: not listed in the manifest, absent, too large or not the listed content.
+        """
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise BundleError(f"{self.path}: {name} is not listed in the manifest")
+        content = self._read_bytes(name)
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise BundleError(f"{self.path / name}: expected SHA-256 {expected}, got {found}")
+        return content
+
+    def calibration(self) -> Calibration:
+        """Return the calibration; BundleError if absent or malformed."""
+        try:
+            return msgspec.json.decode(self.read(CALIBRATION), type=Calibration)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.path / CALIBRATION}: {error}") from error
+
+    def _read_bytes(self, name: str) -> bytes:
+        path = self.path / name
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise BundleError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
+            return path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}") from error
+
+
+def canonical(manifest: Manifest) -> bytes:
+    """Return the bytes that are hashed for the digest: JSON, keys sorted, no white space."""
+    return msgspec.json.encode(msgspec.to_builtins(manifest), order="sorted")
+
+
+def file_digest(content: bytes) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,108 @@
+"""From what a caller hands over to what a network reads: pictures and arrays to float32 frames."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from shared.errors import InputError
+from shared.model.bundle import Preprocessing
+from shared.model.spec import NetworkSpec
+
+MAX_PIXELS = 50_000_000
+"""A picture with more pixels is refused before it is decompressed."""
+MODES = {1: "L", 3: "RGB"}
+
+
+def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Decode a picture file (PNG, JPEG, WebP, ...) and resize it (bilinear) to the network's input.
+
+    Args:
+        data: the file's content.
+        input_shape: ``[C, H, W]``; C = 1 asks for grey, 3 for RGB.
+
+    Returns:
+        uint8, ``[C, H, W]``.
+
+    Raises:
+        InputError: not a picture, damaged, more than :data:`MAX_PIXELS`, or a network that does
+            not read pictures.
+    """
+    channels, height, width = input_shape
+    if channels not in MODES:
+        raise InputError(
+            f"expected an array: this network reads {channels} channels, a picture has 1 or 3"
+        )
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a picture above its own, larger limit; ours is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = image.width * image.height
+                if pixels > MAX_PIXELS:
+                    raise InputError(
+                        f"expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}"
+                    )
+                picture = image.convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"expected an image file, got {len(data)} bytes of no known kind"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"expected at most {MAX_PIXELS} pixels: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # What Pillow's decoders raise for truncated or damaged files.
+        raise InputError(f"expected a whole image file, got a damaged one: {error}") from error
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    array = np.asarray(picture, np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def prepare(
+    frames: NDArray[Any], spec: NetworkSpec, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Turn a caller's array into the network's input.
+
+    Args:
+        frames: ``[C, H, W]``, the same at every timestep (networks of kind ``static`` only), or
+            ``[T, C, H, W]``; uint8 pixels, which are normalised, or float32, taken as normalised.
+        spec: the network.
+        preprocessing: its normalisation.
+
+    Returns:
+        float32, of the shape of ``frames``.
+
+    Raises:
+        InputError: another shape or dtype, or a float that is not finite.
+    """
+    _check_shape(frames, spec)
+    if frames.dtype == np.uint8:
+        mean, std = (
+            np.asarray(values, np.float32).reshape(-1, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+        normalised: NDArray[np.float32] = (frames.astype(np.float32) / np.float32(255) - mean) / std
+        return normalised
+    if frames.dtype != np.float32:
+        raise InputError(f"expected uint8 or float32, got {frames.dtype}")
+    if not np.isfinite(frames).all():
+        raise InputError("expected finite numbers, got NaN or infinity")
+    return np.ascontiguousarray(frames)
+
+
+def _check_shape(frames: NDArray[Any], spec: NetworkSpec) -> None:
+    channels, height, width = spec.input_shape
+    run = (spec.timesteps, *spec.input_shape)
+    wanted = f"[{spec.timesteps}, {channels}, {height}, {width}]"
+    accepted: list[tuple[int, ...]] = [run]
+    if spec.input_kind == "static":
+        accepted.append(spec.input_shape)
+        wanted = f"[{channels}, {height}, {width}] or {wanted}"
+    if frames.shape not in accepted:
+        raise InputError(f"expected an array {wanted}, got {list(frames.shape)}")

@@ -1,0 +1,214 @@
+"""Bytes on the wire of this process's own TCP connections, as the kernel counted them (Linux).
+
+gRPC does not give out its sockets, so they are looked up under ``/proc/self/fd`` by their peer (or
+by their local port, on a server) and asked with ``getsockopt(TCP_INFO)``; no privileges needed.
+
+Wire bytes are TCP payload with retransmissions, plus for every segment, pure ACKs included, the IP
+header (20 or 40 bytes), the TCP header (20) and the timestamp option (12); no Ethernet. Rare extra
+options (SACK blocks, those of the handshake) are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import ipaddress
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+_INFO_BYTES = 256
+_COUNTERS = struct.Struct("=5x B 122x Q I I 4x I 48x Q Q")
+"""Head of the kernel's ``struct tcp_info`` (since Linux 4.19): options, bytes_received, segs_out,
+segs_in, min_rtt in microseconds, bytes_sent, bytes_retrans."""
+_TCP_INFO = 11
+_OPTION_TIMESTAMPS = 1
+_NO_RTT = 0xFFFFFFFF
+_IPV4_HEADER_BYTES = 20
+_IPV6_HEADER_BYTES = 40
+_TCP_HEADER_BYTES = 20
+_TIMESTAMPS_BYTES = 12
+_IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_NOT_OURS = {errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN, errno.EINVAL}
+"""A descriptor that was closed under our eyes, is no socket, or is not connected."""
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Totals(NamedTuple):
+    """Wire bytes since a counter was made, over all connections it saw."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    retransmitted_bytes: int = 0
+    """TCP payload sent again; contained in ``sent_bytes``."""
+    min_rtt_seconds: float | None = None
+    """The kernel's smallest round trip over the open connections, if there are any."""
+
+    def plus(self, other: Totals) -> Totals:
+        """Return the totals of two groups of connections together."""
+        rtts = [rtt for rtt in (self.min_rtt_seconds, other.min_rtt_seconds) if rtt is not None]
+        return Totals(
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+            self.retransmitted_bytes + other.retransmitted_bytes,
+            min(rtts, default=None),
+        )
+
+
+class WireCounter:
+    """Counts the wire bytes of this process's TCP connections to a peer, or to a port of ours.
+
+    Bytes that flow between the last :meth:`poll` and the closing of a connection are missed, so
+    poll before closing one. Safe to call from several threads.
+
+    Args:
+        peer: ``(host, port)`` of the other end; a name is looked up when a connection to that
+            port appears.
+        local_port: on a server, the port it listens on, instead of ``peer``.
+        proc: where the proc file system is mounted.
+
+    Raises:
+        ValueError: not exactly one of ``peer`` and ``local_port`` is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        peer: tuple[str, int] | None = None,
+        local_port: int | None = None,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        if (peer is None) == (local_port is None):
+            raise ValueError(f"expected a peer or a local port, got {peer} and {local_port}")
+        self._peer = peer
+        self._local_port = local_port
+        self._descriptors = proc / "self" / "fd"
+        self._supported = self._descriptors.is_dir() and _kernel_tells()
+        self._lock = Lock()
+        self._open: dict[int, Totals] = {}
+        self._closed = Totals()
+        self._is_peer: dict[IpAddress, bool] = {}
+
+    def poll(self) -> Totals | None:
+        """Return the totals so far; they never fall.
+
+        Returns:
+            Nothing where the system does not tell: no Linux, no proc, a kernel before 4.19. What
+            the last call returned when this one cannot look, for want of descriptors.
+        """
+        if not self._supported:
+            return None
+        with self._lock:
+            with contextlib.suppress(OSError):
+                self._update(dict(self._scan()))
+            return sum_of([self._closed, *self._open.values()])
+
+    def _update(self, seen: dict[int, Totals]) -> None:
+        gone = [totals for inode, totals in self._open.items() if inode not in seen]
+        self._closed = sum_of([self._closed, *gone])._replace(min_rtt_seconds=None)
+        self._open = seen
+
+    def _scan(self) -> Iterator[tuple[int, Totals]]:
+        """Yield inode and totals of every connection of ours, some perhaps twice.
+
+        Each descriptor is duplicated first: the copy stays the same socket whatever the owner
+        does with the number meanwhile.
+        """
+        for name in os.listdir(self._descriptors):
+            try:
+                with _copy_of(int(name)) as connection:
+                    inode = os.fstat(connection.fileno()).st_ino
+                    if inode in self._open or self._matches(connection):
+                        yield inode, read_totals(connection)
+            except OSError as error:
+                if error.errno not in _NOT_OURS:
+                    raise
+
+    def _matches(self, connection: socket.socket) -> bool:
+        if connection.family not in _IP_FAMILIES or connection.proto != socket.IPPROTO_TCP:
+            return False
+        ip, port = _end(connection.getpeername())
+        if self._peer is None:
+            return _end(connection.getsockname())[1] == self._local_port
+        host, peer_port = self._peer
+        return port == peer_port and self._is_peer_address(host, ip)
+
+    def _is_peer_address(self, host: str, ip: IpAddress) -> bool:
+        if ip not in self._is_peer:
+            with contextlib.suppress(socket.gaierror):
+                self._is_peer[ip] = ip in _addresses(host)
+        return self._is_peer.get(ip, False)
+
+
+def sum_of(parts: Iterable[Totals]) -> Totals:
+    """Return the totals of several groups of connections together."""
+    return functools.reduce(Totals.plus, parts, Totals())
+
+
+def read_totals(connection: socket.socket) -> Totals:
+    """Ask the kernel about one connected TCP socket.
+
+    Raises:
+        OSError: not a TCP socket.
+    """
+    info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_BYTES)
+    options, received, segments_out, segments_in, rtt_us, sent, retransmitted = (
+        _COUNTERS.unpack_from(info)
+    )
+    header_bytes = _TCP_HEADER_BYTES + _ip_header_bytes(connection)
+    if options & _OPTION_TIMESTAMPS:
+        header_bytes += _TIMESTAMPS_BYTES
+    return Totals(
+        sent + segments_out * header_bytes,
+        received + segments_in * header_bytes,
+        retransmitted,
+        None if rtt_us == _NO_RTT else rtt_us * 1e-6,
+    )
+
+
+def _ip_header_bytes(connection: socket.socket) -> int:
+    ip, _ = _end(connection.getsockname())
+    return _IPV4_HEADER_BYTES if ip.version == 4 else _IPV6_HEADER_BYTES
+
+
+def _end(name: tuple[str, int]) -> tuple[IpAddress, int]:
+    """Return IP address and port of a socket name, IPv4 also where a dual-stack socket says v6."""
+    ip = ipaddress.ip_address(name[0].partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip, name[1]
+
+
+def _addresses(host: str) -> set[IpAddress]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return {_end((str(name[0]), 0))[0] for *_, name in found}
+
+
+@contextlib.contextmanager
+def _copy_of(descriptor: int) -> Iterator[socket.socket]:
+    """Open a socket on a duplicate of a descriptor; OSError where it is none."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOTSOCK, "not a socket")
+    duplicate = os.dup(descriptor)
+    try:
+        copy = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+    with copy:
+        yield copy
+
+
+def _kernel_tells() -> bool:
+    if sys.platform != "linux":
+        return False
+    with socket.socket() as probe:
+        info = probe.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_BYTES)
+    return len(info) >= _COUNTERS.size

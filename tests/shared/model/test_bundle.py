@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import BundleError
+from shared.model import bundle as bundle_module
+from shared.model.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    Manifest,
+    PartSpec,
+    Preprocessing,
+    TensorSpec,
+    canonical,
+    file_digest,
+)
+from shared.model.spec import BottleneckSpec, NetworkSpec
+
+MANIFEST_EXAMPLE = Manifest(
+    format=1,
+    name="example",
+    version="1",
+    spec=NetworkSpec(
+        backbone="vgg16",
+        width=0.25,
+        input_shape=(3, 32, 32),
+        classes=2,
+        bottleneck=BottleneckSpec(split="block3", channels=4, stride=2, decoder=(32,)),
+    ),
+    preprocessing=Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+    labels=("cat", "dog"),
+    parts={
+        "head": PartSpec(
+            graph="head.onnx",
+            input=TensorSpec(name="input", shape=(3, 32, 32)),
+            output=TensorSpec(name="output", shape=(4, 2, 2)),
+            states=(TensorSpec(name="a.lif", shape=(16, 32, 32)),),
+            next_states=(TensorSpec(name="a.lif.next", shape=(16, 32, 32)),),
+        )
+    },
+    codec="zstd",
+    files={"head.onnx": "0" * 64},
+)
+CANONICAL_EXAMPLE = (
+    b'{"codec":"zstd","files":{"head.onnx":'
+    b'"0000000000000000000000000000000000000000000000000000000000000000"},"format":1,'
+    b'"labels":["cat","dog"],"name":"example","parts":{"head":{"graph":"head.onnx",'
+    b'"input":{"name":"input","shape":[3,32,32]},'
+    b'"next_states":[{"name":"a.lif.next","shape":[16,32,32]}],'
+    b'"output":{"name":"output","shape":[4,2,2]},'
+    b'"states":[{"name":"a.lif","shape":[16,32,32]}]}},'
+    b'"preprocessing":{"mean":[0.5,0.5,0.5],"std":[0.25,0.25,0.25]},'
+    b'"spec":{"backbone":"vgg16","bottleneck":{"channels":4,"decoder":[32],"encoder":[],'
+    b'"output":"identity","split":"block3","stride":2},"classes":2,"input_kind":"static",'
+    b'"input_shape":[3,32,32],"neuron":{"beta":0.5,"reset":"subtract","threshold":1.0},'
+    b'"timesteps":4,"width":0.25},"version":"1"}'
+)
+
+
+@pytest.fixture
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
+
+
+def edit_manifest(path: Path, **changes: object) -> None:
+    content = msgspec.json.decode((path / MANIFEST).read_bytes())
+    (path / MANIFEST).write_bytes(msgspec.json.encode(content | changes))
+
+
+def test_canonical_manifest_is_these_bytes() -> None:
+    assert canonical(MANIFEST_EXAMPLE) == CANONICAL_EXAMPLE
+
+
+def test_digest_is_the_hash_of_the_canonical_manifest_however_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.format(CANONICAL_EXAMPLE, indent=4))
+
+    assert Bundle(tmp_path).digest == hashlib.sha256(CANONICAL_EXAMPLE).hexdigest()
+
+
+def test_a_default_left_out_of_the_manifest_does_not_change_the_digest(tmp_path: Path) -> None:
+    shorter = CANONICAL_EXAMPLE.replace(b'"input_kind":"static",', b"")
+    (tmp_path / MANIFEST).write_bytes(shorter)
+
+    assert Bundle(tmp_path).digest == hashlib.sha256(CANONICAL_EXAMPLE).hexdigest()
+
+
+def test_any_change_changes_the_digest(tiny_bundle: Bundle, copy: Path) -> None:
+    edit_manifest(copy, version="changed")
+
+    assert Bundle(copy).digest != tiny_bundle.digest
+
+
+def test_listed_files_are_read_back(tiny_bundle: Bundle) -> None:
+    for name, digest in tiny_bundle.manifest.files.items():
+        assert file_digest(tiny_bundle.read(name)) == digest
+    assert tiny_bundle.calibration().default_alpha in tiny_bundle.calibration().alpha
+
+
+def test_a_tampered_file_is_refused(copy: Path) -> None:
+    content = bytearray((copy / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (copy / WEIGHTS).write_bytes(content)
+
+    with pytest.raises(BundleError, match="expected SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}"):
+        Bundle(copy).read(WEIGHTS)
+
+
+def test_a_file_beside_the_manifest_is_not_served(copy: Path) -> None:
+    (copy / "other.txt").write_text("unlisted")
+
+    with pytest.raises(BundleError, match=r"other\.txt is not listed"):
+        Bundle(copy).read("other.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.txt", "/etc/hosts", "sub/file.onnx", "..", ".hidden", "a\\b.onnx", "", "x"]
+)
+def test_a_file_name_that_could_leave_the_directory_is_refused(copy: Path, name: str) -> None:
+    edit_manifest(copy, files={name: "0" * 64})
+
+    with pytest.raises(BundleError, match="files"):
+        Bundle(copy)
+
+
+def test_a_graph_name_that_could_leave_the_directory_is_refused(copy: Path) -> None:
+    content = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    content["parts"]["head"]["graph"] = "../head.onnx"
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match="graph"):
+        Bundle(copy)
+
+
+def test_a_bundle_without_its_tail_is_valid_under_the_same_digest(
+    tiny_bundle: Bundle, copy: Path
+) -> None:
+    (copy / "tail.onnx").unlink()
+
+    bundle = Bundle(copy)
+
+    assert bundle.digest == tiny_bundle.digest
+    assert bundle.has("head")
+    assert not bundle.has("tail")
+    with pytest.raises(BundleError, match=r"tail\.onnx: No such file"):
+        bundle.read("tail.onnx")
+
+
+def test_a_part_that_is_not_described_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(CANONICAL_EXAMPLE)
+
+    bundle = Bundle(tmp_path)
+
+    assert not bundle.has("whole")
+    with pytest.raises(BundleError, match="no part 'whole', only head"):
+        bundle.part("whole")
+
+
+def test_an_oversized_file_is_refused_unread(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(copy)
+    monkeypatch.setattr(bundle_module, "MAX_FILE_BYTES", 1000)
+
+    with pytest.raises(BundleError, match="expected at most 1000 bytes, got"):
+        bundle.read(WEIGHTS)
+
+
+def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="No such file"):
+        Bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"format": 2}, "format"),
+        ({"name": "../up"}, "name"),
+        ({"files": {"head.onnx": "short"}}, "files"),
+        ({"parts": {"middle": {}}}, "parts"),
+        ({"labels": [1]}, "labels"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(
+    copy: Path, changes: dict[str, object], named: str
+) -> None:
+    edit_manifest(copy, **changes)
+
+    with pytest.raises(BundleError, match=named):
+        Bundle(copy)
+
+
+def test_a_spec_that_cannot_be_built_is_refused(copy: Path) -> None:
+    content = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    content["spec"]["bottleneck"]["split"] = "block9"
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match=r"stem, .* got 'block9'"):
+        Bundle(copy)
+
+
+def test_a_malformed_calibration_is_refused(copy: Path) -> None:
+    (copy / CALIBRATION).write_bytes(b'{"temperature": -1}')
+    files = Bundle(copy).manifest.files | {CALIBRATION: file_digest(b'{"temperature": -1}')}
+    edit_manifest(copy, files=files)
+
+    with pytest.raises(BundleError, match=CALIBRATION):
+        Bundle(copy).calibration()
+
+
+@given(content=st.binary(max_size=200))
+def test_no_bytes_break_the_reader(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("any", numbered=True)
+    (folder / MANIFEST).write_bytes(content)
+
+    with pytest.raises(BundleError):
+        Bundle(folder)
+
+
+@given(
+    start=st.integers(0, len(CANONICAL_EXAMPLE) - 1),
+    length=st.integers(1, 40),
+    filler=st.binary(max_size=6),
+)
+def test_a_damaged_manifest_is_refused_or_has_another_digest(
+    start: int, length: int, filler: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged", numbered=True)
+    damaged = CANONICAL_EXAMPLE[:start] + filler + CANONICAL_EXAMPLE[start + length :]
+    (folder / MANIFEST).write_bytes(damaged)
+    try:
+        bundle = Bundle(folder)
+    except BundleError:
+        return
+    same = bundle.manifest == MANIFEST_EXAMPLE
+    assert (bundle.digest == hashlib.sha256(CANONICAL_EXAMPLE).hexdigest()) is same

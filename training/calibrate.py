@@ -1,0 +1,251 @@
+"""Fit what the exit rule needs on held-out images: temperature, alpha, and the figures beside them.
+
+Everything runs through the bundle's own graphs, the engine and the exit rule that serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.engine.base import Array, Engine, zero_state
+from shared.engine.onnx_runtime import load_engine
+from shared.exit_rule import Confidence, decide, expand_alpha
+from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing
+from shared.model.preprocessing import prepare
+from shared.model.spec import NetworkSpec
+from training.operations import count_operations
+
+BATCH = 250
+LOSS_BUDGETS_POINTS = (0.5, 1.0)
+DEFAULT_ALPHA = "loss_budget_0.5_points"
+ALPHA_STEPS = 1000
+"""Alpha is searched among this many equal steps between 0 and 1."""
+CODE_LAYER = "encoder.code.lif"
+"""The LIF layer whose spikes are the code."""
+
+
+class LabelledFrames(NamedTuple):
+    """Samples to run a network on."""
+
+    frames: NDArray[np.uint8]
+    """uint8, ``[N, C, H, W]`` (static) or ``[N, T, C, H, W]``."""
+    labels: NDArray[np.int64]
+    """int64, ``[N]``."""
+
+
+class Run(NamedTuple):
+    """What a chain of engines gave over all T timesteps."""
+
+    logits: NDArray[np.float32]
+    """float32, ``[T, N, K]``."""
+    firing_rates: dict[str, float]
+    """Mean spikes per neuron and timestep, by LIF layer."""
+
+
+class Decisions(NamedTuple):
+    """The exit rule's word for every sample after every timestep."""
+
+    labels: NDArray[np.int64]
+    """int64, ``[T, N]``."""
+    confidences: NDArray[np.float32]
+    """float32, ``[T, N]``."""
+
+
+class NamedEngine(NamedTuple):
+    """An engine and the names of its membrane arrays."""
+
+    engine: Engine
+    states: tuple[str, ...]
+
+
+def batches(
+    frames: NDArray[np.uint8], spec: NetworkSpec, preprocessing: Preprocessing
+) -> Iterator[list[Array]]:
+    """Yield the samples in batches: for every timestep, float32 ``[n, C, H, W]``."""
+    for start in range(0, len(frames), BATCH):
+        prepared = [prepare(f, spec, preprocessing) for f in frames[start : start + BATCH]]
+        stacked = np.stack(prepared)
+        yield [stacked if stacked.ndim == 4 else stacked[:, t] for t in range(spec.timesteps)]
+
+
+def run_engines(
+    engines: list[NamedEngine],
+    frames: NDArray[np.uint8],
+    spec: NetworkSpec,
+    preprocessing: Preprocessing,
+) -> Run:
+    """Run every sample through the engines, one after the other, for all T timesteps."""
+    logits: list[Array] = []
+    spikes: dict[str, float] = {}
+    for batch in batches(frames, spec, preprocessing):
+        states = [zero_state(named.engine, len(batch[0])) for named in engines]
+        outputs = []
+        for x in batch:
+            for index, named in enumerate(engines):
+                x, states[index] = named.engine.step(x, states[index])
+                _count_spikes(spikes, named.states, states[index], spec.neuron.threshold)
+            outputs.append(x)
+        logits.append(np.stack(outputs))
+    steps = len(frames) * spec.timesteps
+    return Run(np.concatenate(logits, axis=1), {name: n / steps for name, n in spikes.items()})
+
+
+def _count_spikes(
+    spikes: dict[str, float], names: tuple[str, ...], state: tuple[Array, ...], threshold: float
+) -> None:
+    # The reset is delayed by a timestep, so a membrane above the threshold is a spike just fired.
+    for name, membrane in zip(names, state, strict=True):
+        fired = int(np.count_nonzero(membrane > np.float32(threshold))) / membrane[0].size
+        spikes[name] = spikes.get(name, 0.0) + fired
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Return the temperature with the least mean negative log-likelihood over all timesteps.
+
+    Temperature scaling after Guo et al. 2017, "On Calibration of Modern Neural Networks", Sec. 4.2,
+    on the cumulative mean logits of every t, because the exit rule looks at every t.
+
+    Args:
+        logits: float32, ``[T, N, K]``, of single timesteps.
+        labels: int64, ``[N]``.
+    """
+    means = cumulative_means(logits).astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        scaled = means / np.exp(log_temperature)
+        scaled -= scaled.max(-1, keepdims=True)
+        picked = np.take_along_axis(scaled, labels[None, :, None], -1)[..., 0]
+        return float((np.log(np.exp(scaled).sum(-1)) - picked).mean())
+
+    return float(np.float32(np.exp(golden_section(loss, np.log(0.01), np.log(100.0)))))
+
+
+def golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Return where a function with one minimum in ``[low, high]`` is least, to 1e-4."""
+    share = (np.sqrt(5) - 1) / 2
+    left, right = high - share * (high - low), low + share * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    while high - low > 1e-4:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - share * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + share * (high - low)
+            at_right = loss(right)
+    return float((low + high) / 2)
+
+
+def cumulative_means(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of ``[T, N, K]`` over timesteps 0..t, for every t, as serving adds them."""
+    steps = np.arange(1, len(logits) + 1, dtype=np.float32)
+    means: NDArray[np.float32] = np.cumsum(logits, axis=0) / steps[:, None, None]
+    return means
+
+
+def judge(
+    logits: NDArray[np.float32], temperature: float, kind: Confidence = Confidence.MAX_SOFTMAX
+) -> Decisions:
+    """Apply the exit rule's decision to single-timestep logits ``[T, N, K]``."""
+    sums = np.cumsum(logits, axis=0)
+    decisions = [
+        [decide(sample, timestep, temperature, kind) for sample in step]
+        for timestep, step in enumerate(sums)
+    ]
+    return Decisions(
+        np.array([[d.label for d in step] for step in decisions], np.int64),
+        np.array([[d.confidence for d in step] for step in decisions], np.float32),
+    )
+
+
+def exit_timesteps(decisions: Decisions, alpha: tuple[float, ...]) -> NDArray[np.int64]:
+    """Return the timestep (0-based) at which every sample exits, int64 ``[N]``.
+
+    The rule is :func:`shared.exit_rule.exits`, for all samples at once.
+    """
+    fires = np.ones(decisions.confidences.shape, np.bool_)
+    fires[:-1] = decisions.confidences[:-1] > np.asarray(alpha, np.float32)[:, None]
+    exit_at: NDArray[np.int64] = fires.argmax(0)
+    return exit_at
+
+
+def exit_accuracy(
+    decisions: Decisions, labels: NDArray[np.int64], exit_at: NDArray[np.int64]
+) -> float:
+    """Return the share of samples whose label at their exit is right."""
+    answers = np.take_along_axis(decisions.labels, exit_at[None], 0)[0]
+    return float((answers == labels).mean())
+
+
+def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: float) -> float:
+    """Return the smallest alpha from which on upwards early exit stays within a loss budget.
+
+    Args:
+        decisions: of the held-out samples.
+        labels: int64, ``[N]``.
+        budget_points: percentage points of accuracy that may be lost against all T timesteps.
+    """
+    timesteps = len(decisions.labels)
+    full = float((decisions.labels[-1] == labels).mean())
+    smallest = 1.0
+    for step in range(ALPHA_STEPS - 1, -1, -1):
+        alpha = step / ALPHA_STEPS
+        exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
+        if 100 * (full - exit_accuracy(decisions, labels, exit_at)) > budget_points:
+            break
+        smallest = alpha
+    return smallest
+
+
+def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Calibration:
+    """Measure a bundle's calibration on held-out samples.
+
+    Args:
+        bundle: with all three parts; its calibration, if any, is not read.
+        data: samples that no training phase has seen.
+        threads: CPU threads of the engines.
+    """
+    spec, preprocessing = bundle.spec, bundle.manifest.preprocessing
+    compressed = run_engines(
+        [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)],
+        data.frames,
+        spec,
+        preprocessing,
+    )
+    temperature = fit_temperature(compressed.logits, data.labels)
+    decisions = judge(compressed.logits, temperature)
+    alpha = {
+        f"loss_budget_{budget}_points": expand_alpha(
+            fit_alpha(decisions, data.labels, budget), spec.timesteps
+        )
+        for budget in LOSS_BUDGETS_POINTS
+    }
+    # No confidence is strictly greater than 1: every sample runs for all T timesteps.
+    alpha["full"] = expand_alpha(1.0, spec.timesteps)
+    exit_at = exit_timesteps(decisions, alpha[DEFAULT_ALPHA])
+    rates = compressed.firing_rates
+    return Calibration(
+        temperature=temperature,
+        alpha=alpha,
+        default_alpha=DEFAULT_ALPHA,
+        exit_distribution=distribution(exit_at, spec.timesteps),
+        firing_rates=rates | {"code": rates[CODE_LAYER]},
+        operations=count_operations(bundle, batches(data.frames, spec, preprocessing)),
+        images=len(data.labels),
+    )
+
+
+def named_engine(bundle: Bundle, part: PartName, threads: int = 1) -> NamedEngine:
+    """Load a part with the engine that serves."""
+    names = tuple(state.name for state in bundle.part(part).states)
+    return NamedEngine(load_engine(bundle, part, threads=threads), names)
+
+
+def distribution(exit_at: NDArray[np.int64], timesteps: int) -> tuple[float, ...]:
+    """Return the share of samples that exit at each timestep."""
+    return tuple((np.bincount(exit_at, minlength=timesteps) / len(exit_at)).tolist())

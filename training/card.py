@@ -1,0 +1,151 @@
+"""The text of a bundle's ``CARD.md``: what the network is, how it was trained, what it reaches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.errors import BundleError
+from shared.model.bundle import WEIGHTS, Calibration, Manifest
+from training.evaluate import Evaluation
+from training.recipe import Recipe
+
+LOG = "log.jsonl"
+TEACHER_LOGITS = "teacher_logits.npy"
+
+
+class History(NamedTuple):
+    """What is known of a training run."""
+
+    recipe: Recipe
+    distilled: bool
+    epochs: tuple[dict[str, Any], ...]
+    """The lines of the run's log."""
+
+
+def read_history(run: Path, recipe: Recipe) -> History:
+    """Read the history of the run in folder ``run``."""
+    log = run / LOG
+    lines = log.read_text().splitlines() if log.exists() else []
+    return History(
+        recipe, (run / TEACHER_LOGITS).exists(), tuple(json.loads(line) for line in lines)
+    )
+
+
+def card(
+    manifest: Manifest,
+    calibration: Calibration,
+    history: History,
+    evaluation: Evaluation | None = None,
+) -> str:
+    """Return the card.
+
+    Raises:
+        BundleError: the evaluation is of other weights than the manifest's.
+    """
+    if evaluation is not None and evaluation.weights_sha256 != manifest.files[WEIGHTS]:
+        raise BundleError(
+            f"expected an evaluation of weights {manifest.files[WEIGHTS]}, "
+            f"got one of {evaluation.weights_sha256}"
+        )
+    sections = [_head(manifest), _training(history), calibration_section(calibration)]
+    if evaluation is not None:
+        sections.append(_evaluation(evaluation))
+    return "\n".join(sections)
+
+
+def calibration_section(calibration: Calibration) -> str:
+    """Return the card's section of calibration figures."""
+    alphas = "\n".join(
+        f"| `{name}` | {', '.join(f'{value:.3f}' for value in values) or 'none'} |"
+        for name, values in calibration.alpha.items()
+    )
+    operations = "\n".join(
+        f"| {part} | {n.mac:,.0f} | {n.ac:,.0f} | {n.neuron:,.0f} |"
+        for part, n in calibration.operations.items()
+    )
+    return f"""## Calibration
+
+On {calibration.images:,} held-out samples: temperature {calibration.temperature:.4f}, confidence
+`{calibration.confidence}`.
+
+| alpha | at t = 0, 1, ... |
+|---|---|
+{alphas}
+
+With `{calibration.default_alpha}`, the default, {_percentages(calibration.exit_distribution)} of
+the samples use 1, 2, ... timesteps. The code's neurons fire in
+{100 * calibration.firing_rates["code"]:.2f} % of timesteps.
+
+Effective operations, mean per timestep of one sample:
+
+| part | multiply-accumulates | accumulates | membrane updates |
+|---|---|---|---|
+{operations}
+"""
+
+
+def _head(manifest: Manifest) -> str:
+    spec, bottleneck = manifest.spec, manifest.spec.bottleneck
+    bits = spec.code_bits
+    return f"""# {manifest.name} {manifest.version}
+
+A spiking {spec.backbone} of width {spec.width:g}, split after `{bottleneck.split}`.
+
+- input {list(spec.input_shape)}, {spec.classes} classes, T = {spec.timesteps}
+- features at the split {list(spec.feature_shape)}
+- code {list(spec.code_shape)}: {bits} bits or {-(-bits // 8)} bytes per timestep
+"""
+
+
+def _training(history: History) -> str:
+    recipe = history.recipe
+    last = {epoch["phase"]: epoch for epoch in history.epochs}
+    rows = "\n".join(
+        f"| {phase.name} | {phase.train} | {phase.timesteps} | {phase.epochs} | "
+        f"{_final_accuracy(last.get(phase.name))} |"
+        for phase in recipe.phases
+    )
+    teacher = (
+        f"Distilled from a non-spiking teacher (weight {recipe.distillation:g})."
+        if history.distilled
+        else "No teacher."
+    )
+    return f"""## Training
+
+Recipe `{recipe.name}`, on the CIFAR-10 training images but for the last {recipe.holdout:,}, which
+are held out. {teacher}
+The accuracy is on the held-out images at the phase's last timestep.
+
+| phase | networks | timesteps | epochs | accuracy |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def _final_accuracy(epoch: dict[str, Any] | None) -> str:
+    if epoch is None:
+        return "not run"
+    accuracies: dict[str, list[float]] = epoch["holdout_accuracy"]
+    return ", ".join(f"{name} {100 * values[-1]:.2f} %" for name, values in accuracies.items())
+
+
+def _evaluation(evaluation: Evaluation) -> str:
+    exits = evaluation.co_inference
+    return f"""## Test set
+
+{evaluation.images:,} images, through the engines and the exit rule that serve:
+
+- full T, network without the bottleneck: {100 * evaluation.accuracy_whole[-1]:.2f} %
+- full T, compressed: {100 * evaluation.accuracy_compressed[-1]:.2f} %
+- early exit with `{evaluation.alpha_name}`, compressed: {100 * exits.accuracy:.2f} % in
+  {exits.mean_timesteps:.2f} timesteps on average
+  ({_percentages(exits.exit_distribution)} use 1, 2, ...)
+- {evaluation.code_bits_per_timestep} code bits per timestep before the codec, of which
+  {100 * evaluation.code_firing_rate:.2f} % are spikes
+"""
+
+
+def _percentages(shares: tuple[float, ...]) -> str:
+    return ", ".join(f"{100 * share:.1f} %" for share in shares)

@@ -1,0 +1,255 @@
+"""Write the bundle of a training run: ``python -m training.export RUN --data DIR --out BUNDLE``.
+
+Folds BatchNorm, exports the graphs, calibrates on the held-out training images through the very
+graphs just written, and writes the manifest last. The same run gives the same bytes and digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from shared.model.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    Calibration,
+    Manifest,
+    PartName,
+    PartSpec,
+    Preprocessing,
+    canonical,
+    file_digest,
+)
+from shared.model.folding import fold
+from shared.model.split import Part, SplitNetwork
+from training.calibrate import LabelledFrames, calibrate
+from training.card import card, read_history
+from training.data.cifar10 import CLASSES, load_cifar10
+from training.evaluate import Evaluation
+from training.fit import MEAN, STD
+from training.graphs import Border, ExportError, Slice, part_graph, refer_to_weights
+from training.recipe import load_recipe
+
+log = logging.getLogger(__name__)
+
+CARD_FILE = "CARD.md"
+CODEC = "zstd"
+EXAMPLE_SAMPLES = 2
+"""Batch size of the traced example; the exporter would take 1 for a constant."""
+
+
+class Description(NamedTuple):
+    """What a manifest says beside the network itself."""
+
+    name: str
+    version: str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+
+
+def write_bundle(
+    network: SplitNetwork,
+    description: Description,
+    calibrator: Callable[[Bundle], Calibration],
+    describe: Callable[[Manifest, Calibration], str],
+    out: Path,
+    *,
+    half: bool = True,
+) -> Bundle:
+    """Export, calibrate and write a bundle; an older bundle at ``out`` is replaced.
+
+    Args:
+        network: trained, not folded.
+        description: for the manifest.
+        calibrator: measures the calibration on a bundle that has none yet.
+        describe: writes the text of ``CARD.md``.
+        out: directory to write.
+        half: store weights as float16 (biases stay float32).
+
+    Raises:
+        ExportError: a weight does not fit float16, or the graph cannot be simplified.
+        FileExistsError: ``out`` is something else than a bundle.
+    """
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise FileExistsError(f"expected no directory or an older bundle at {out}")
+    work = out.with_name(out.name + ".new")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    parts, files = export_network(network, half=half)
+    manifest = _write(work, _manifest(network, description, parts), files)
+    calibration = calibrator(Bundle(work))
+    files[CALIBRATION] = (
+        msgspec.json.format(msgspec.json.encode(calibration, order="sorted")) + b"\n"
+    )
+    files[CARD_FILE] = describe(manifest, calibration).encode()
+    _write(work, manifest, files)
+    shutil.rmtree(out, ignore_errors=True)
+    work.replace(out)
+    return Bundle(out)
+
+
+def export_network(
+    network: SplitNetwork, *, half: bool
+) -> tuple[dict[PartName, PartSpec], dict[str, bytes]]:
+    """Return the three parts' descriptions, and the content of their graphs and weights by name."""
+    folded = fold(network).requires_grad_(False)
+    tensors = stored_weights(folded, half=half)
+    weights = save_safetensors(tensors)
+    slices = tensor_slices(weights, tensors)
+    names = {id(parameter): name for name, parameter in folded.named_parameters()}
+    spec = network.spec
+    picture = torch.zeros(EXAMPLE_SAMPLES, *spec.input_shape)
+    code = torch.zeros(EXAMPLE_SAMPLES, *spec.code_shape, dtype=torch.uint8)
+    files = {WEIGHTS: weights}
+    parts: dict[PartName, PartSpec] = {}
+    borders: tuple[tuple[PartName, Part, Border], ...] = (
+        ("head", folded.head(), Border(picture, torch.uint8)),
+        ("tail", folded.cloud_tail(), Border(code, torch.float32)),
+        ("whole", folded.whole(), Border(picture, torch.float32)),
+    )
+    for name, part, border in borders:
+        model, parts[name] = part_graph(part, name, border, names)
+        refer_to_weights(model, slices, WEIGHTS)
+        files[parts[name].graph] = model.SerializeToString(deterministic=True)
+    return parts, files
+
+
+def tensor_slices(safetensors: bytes, tensors: Mapping[str, Tensor]) -> dict[str, Slice]:
+    """Return where each tensor's bytes lie in a safetensors file."""
+    (header_length,) = struct.unpack_from("<Q", safetensors)
+    start = 8 + header_length
+    header: dict[str, Any] = json.loads(safetensors[8:start])
+    slices = {}
+    for name, tensor in tensors.items():
+        begin, end = header[name]["data_offsets"]
+        slices[name] = Slice(tensor.dtype, start + begin, end - begin)
+    return slices
+
+
+def stored_weights(folded: SplitNetwork, *, half: bool) -> dict[str, Tensor]:
+    """Return a folded network's parameters as the weights file holds them.
+
+    Args:
+        folded: in folded form.
+        half: as float16, but for the biases, which are few and shift every threshold.
+
+    Raises:
+        ExportError: a weight does not fit float16.
+    """
+    stored = {}
+    for name, tensor in folded.state_dict().items():
+        dtype = torch.float16 if half and tensor.ndim > 1 else torch.float32
+        stored[name] = tensor.to(dtype).contiguous()
+        if not stored[name].isfinite().all():
+            raise ExportError(f"expected {name} finite as {dtype}, got {tensor.abs().max():g}")
+    return stored
+
+
+def _manifest(
+    network: SplitNetwork, description: Description, parts: dict[PartName, PartSpec]
+) -> Manifest:
+    return Manifest(
+        format=1,
+        name=description.name,
+        version=description.version,
+        spec=network.spec,
+        preprocessing=description.preprocessing,
+        labels=description.labels,
+        parts=parts,
+        codec=CODEC,
+        files={},
+    )
+
+
+def _write(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    digests = {name: file_digest(content) for name, content in files.items()}
+    manifest = msgspec.structs.replace(manifest, files=digests)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(canonical(manifest)) + b"\n")
+    return manifest
+
+
+def export_run(
+    run: Path,
+    data: Path,
+    out: Path,
+    *,
+    version: str,
+    half: bool,
+    evaluation: Evaluation | None,
+    threads: int,
+) -> Bundle:
+    """Write the bundle of the training run in folder ``run``; see :func:`write_bundle`.
+
+    Args:
+        run: holds ``checkpoint.pt`` and ``recipe.toml``.
+        data: folder with CIFAR-10.
+        out: directory to write.
+        version: of the bundle, for the manifest.
+        half: store weights as float16.
+        evaluation: of the same weights, for the card.
+        threads: CPU threads of the calibration.
+    """
+    recipe = load_recipe(run / "recipe.toml")
+    network = SplitNetwork(recipe.network)
+    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(checkpoint["network"])
+    images = load_cifar10(data, train=True)
+    held_out = LabelledFrames(images.pixels[-recipe.holdout :], images.labels[-recipe.holdout :])
+    history = read_history(run, recipe)
+    return write_bundle(
+        network,
+        Description(recipe.name, version, Preprocessing(mean=MEAN, std=STD), CLASSES),
+        lambda bundle: calibrate(bundle, held_out, threads=threads),
+        lambda manifest, calibration: card(manifest, calibration, history, evaluation),
+        out,
+        half=half,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder written by training.fit")
+    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
+    parser.add_argument("--out", type=Path, required=True, help="bundle directory to write")
+    parser.add_argument("--version", default="1", help="the bundle's version (default: 1)")
+    parser.add_argument("--float32", action="store_true", help="keep weights at full precision")
+    parser.add_argument(
+        "--evaluation", type=Path, help="JSON of training.evaluate, of the same weights"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    evaluation = None
+    if arguments.evaluation is not None:
+        evaluation = msgspec.json.decode(arguments.evaluation.read_bytes(), type=Evaluation)
+    bundle = export_run(
+        arguments.run,
+        arguments.data,
+        arguments.out,
+        version=arguments.version,
+        half=not arguments.float32,
+        evaluation=evaluation,
+        threads=arguments.threads,
+    )
+    log.info("%s: digest %s", bundle.path, bundle.digest)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

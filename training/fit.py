@@ -1,0 +1,274 @@
+"""Train the networks of a recipe: ``python -m training.fit RECIPE.toml --data DIR --out RUN``.
+
+Writes ``RUN/checkpoint.pt`` after every epoch (``--resume`` goes on from it), ``RUN/log.jsonl``
+(a line per epoch) and ``RUN/recipe.toml``. Accuracy in the log is on the held-out training images;
+the test set is touched only by ``training.evaluate``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import snntorch.surrogate
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.model.backbones import cumulative_mean
+from shared.model.split import SplitNetwork
+from training.data.cifar10 import Images, load_cifar10
+from training.recipe import Phase, Recipe, load_recipe
+from training.teacher import load_teacher, teacher_logits
+
+log = logging.getLogger(__name__)
+
+PADDING = 4
+# Per-channel mean and standard deviation of the CIFAR-10 training pixels, as shares of 255.
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+
+
+class Batch(NamedTuple):
+    """One augmented batch."""
+
+    images: Tensor  # float32 [N, 3, 32, 32], normalised
+    labels: Tensor  # int64 [N]
+    soft: Tensor | None  # float32 [N, K], the teacher's logits
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Map uint8 ``[N, 3, H, W]`` to normalised float32."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+class Batches:
+    """Shuffled, randomly shifted and mirrored batches of one data set."""
+
+    def __init__(self, images: Images, soft: Tensor | None, batch_size: int) -> None:
+        pixels = torch.from_numpy(images.pixels)
+        self._padded = functional.pad(pixels.float(), (PADDING,) * 4, mode="reflect").byte()
+        self._labels = torch.from_numpy(images.labels)
+        self._soft = soft
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self._labels) // self._batch_size
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch; the incomplete last batch is left out."""
+        order = torch.randperm(len(self._labels), generator=generator)
+        offsets = torch.arange(32)
+        for start in range(0, len(self) * self._batch_size, self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            shift = torch.randint(2 * PADDING + 1, (2, len(chosen), 1), generator=generator)
+            mirrored = torch.rand(len(chosen), generator=generator) < 0.5
+            rows, columns = shift[0] + offsets, shift[1] + offsets
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+            pixels = self._padded[
+                chosen[:, None, None, None],
+                torch.arange(3)[None, :, None, None],
+                rows[:, None, :, None],
+                columns[:, None, None, :],
+            ]
+            soft = None if self._soft is None else self._soft[mirrored.long(), chosen]
+            yield Batch(normalise(pixels), self._labels[chosen], soft)
+
+
+class Loss(nn.Module):
+    """The training loss of one phase; compiled as a whole."""
+
+    def __init__(self, network: SplitNetwork, recipe: Recipe, phase: Phase) -> None:
+        super().__init__()
+        self.head = network.backbone_head()
+        self.tail = network.backbone_tail()
+        self.bottleneck = (
+            nn.ModuleList([network.encoder, network.decoder, network.tail])
+            if phase.train == "joint"
+            else None
+        )
+        self.timesteps = phase.timesteps
+        self.weight = recipe.distillation
+        self.temperature = recipe.distillation_temperature
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the mean loss of the batch (scalar)."""
+        frames = batch.images.expand(self.timesteps, *batch.images.shape).contiguous()
+        features, _ = self.head(frames)
+        loss = self.of_logits(self.tail(features)[0], batch)
+        if self.bottleneck is not None:
+            compressed = features
+            for module in self.bottleneck:
+                compressed, _ = module(compressed)
+            loss = loss + self.of_logits(compressed, batch)
+        return loss
+
+    def of_logits(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss over the cumulative outputs of every timestep."""
+        outputs = cumulative_mean(logits.float()).flatten(0, 1)
+        repeats = self.timesteps
+        hard = functional.cross_entropy(outputs, batch.labels.repeat(repeats))
+        if batch.soft is None:
+            return hard
+        target = (batch.soft / self.temperature).softmax(-1).repeat(repeats, 1)
+        student = (outputs / self.temperature).log_softmax(-1)
+        divergence = functional.kl_div(student, target, reduction="batchmean")
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
+
+
+@torch.no_grad()
+def accuracy(network: SplitNetwork, images: Images, timesteps: int) -> dict[str, list[float]]:
+    """Return the accuracy of both networks at each cumulative timestep (bf16)."""
+    network.eval()
+    correct = {"full": torch.zeros(timesteps), "compressed": torch.zeros(timesteps)}
+    for start in range(0, len(images.labels), 250):
+        pixels = torch.from_numpy(images.pixels[start : start + 250])
+        labels = torch.from_numpy(images.labels[start : start + 250])
+        frames = normalise(pixels).expand(timesteps, *pixels.shape)
+        with torch.autocast("cpu", torch.bfloat16):
+            features, _ = network.backbone_head()(frames)
+            full, _ = network.backbone_tail()(features)
+            compressed, _ = network.cloud_tail()(network.encoder(features)[0])
+        for name, logits in (("full", full), ("compressed", compressed)):
+            predicted = cumulative_mean(logits.float()).argmax(-1)
+            correct[name] += (predicted == labels).float().sum(1)
+    network.train()
+    return {name: (hits / len(images.labels)).tolist() for name, hits in correct.items()}
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate: up over the first 15 %, then down to 0."""
+    position, peak = step / steps, 0.15
+    return position / peak if position < peak else (1 - position) / (1 - peak)
+
+
+def fit(
+    recipe: Recipe,
+    data: Path,
+    teacher: Path | None,
+    out: Path,
+    *,
+    resume: bool,
+    compile_loss: bool = True,
+) -> None:
+    """Run all phases of a recipe, checkpointing after every epoch.
+
+    Args:
+        recipe: what to train, and how.
+        data: folder with CIFAR-10.
+        teacher: checkpoint to distil from.
+        out: run folder, existing.
+        resume: go on from ``out / "checkpoint.pt"``, which must exist.
+        compile_loss: compile the loss with ``torch.compile``; worth it from a few epochs on.
+    """
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    everything = load_cifar10(data, train=True)
+    cut = len(everything.labels) - recipe.holdout
+    training = Images(everything.pixels[:cut], everything.labels[:cut])
+    holdout = Images(everything.pixels[cut:], everything.labels[cut:])
+    soft = None
+    if teacher is not None:
+        cache = out / "teacher_logits.npy"
+        if not cache.exists():
+            np.save(cache, teacher_logits(load_teacher(teacher), training.pixels).numpy())
+        soft = torch.from_numpy(np.load(cache))
+    batches = Batches(training, soft, recipe.batch_size)
+    network = SplitNetwork(recipe.network, snntorch.surrogate.atan(alpha=recipe.surrogate_alpha))
+    path = out / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True) if resume else None
+    if saved is not None:
+        network.load_state_dict(saved["network"])
+        generator.set_state(saved["generator"])
+    for index, phase in enumerate(recipe.phases):
+        if saved is not None and index < saved["phase"]:
+            continue
+        first_epoch = 0
+        if saved is not None and index == saved["phase"]:
+            first_epoch = saved["epoch"] + 1
+        elif phase.fresh_tail:
+            network.tail.load_state_dict(network.backbone_tail().state_dict())
+        loss = Loss(network, recipe, phase)
+        run_loss = torch.compile(loss) if compile_loss else loss
+        optimiser = torch.optim.SGD(
+            loss.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        )
+        if saved is not None and first_epoch:
+            optimiser.load_state_dict(saved["optimiser"])
+        steps = phase.epochs * len(batches)
+        for epoch in range(first_epoch, phase.epochs):
+            started, total = time.perf_counter(), 0.0
+            for number, batch in enumerate(batches.epoch(generator)):
+                rate = phase.learning_rate * one_cycle(epoch * len(batches) + number, steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                with torch.autocast("cpu", torch.bfloat16):
+                    value = run_loss(batch)
+                optimiser.zero_grad(set_to_none=True)
+                value.backward()
+                optimiser.step()
+                total += value.item()
+                if number % 50 == 0:
+                    log.info("%s epoch %d step %d loss %.4f", phase.name, epoch, number, value)
+            record = {
+                "phase": phase.name,
+                "epoch": epoch,
+                "loss": total / len(batches),
+                "seconds": time.perf_counter() - started,
+                "holdout_accuracy": accuracy(network, holdout, phase.timesteps),
+            }
+            log.info("%s", record)
+            with (out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            state = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "generator": generator.get_state(),
+                "phase": index,
+                "epoch": epoch,
+            }
+            torch.save(state, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m training.fit", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="recipe file (TOML)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
+    parser.add_argument("--teacher", type=Path, help="pytorch_resnet_cifar10 checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="run folder, made if missing")
+    parser.add_argument("--resume", action="store_true", help="go on from the last epoch saved")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="run without torch.compile (for short runs)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(arguments.recipe)
+    shutil.copyfile(arguments.recipe, arguments.out / "recipe.toml")
+    resume = arguments.resume and (arguments.out / "checkpoint.pt").exists()
+    fit(
+        recipe,
+        arguments.data,
+        arguments.teacher,
+        arguments.out,
+        resume=resume,
+        compile_loss=not arguments.no_compile,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
