@@ -100,7 +100,9 @@ async def create(config: CloudConfig) -> CloudServer:
     co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
         servicer, server
     )
-    port = rpc.bind(server, config.listen)
+    bound = rpc.bind(server, config.listen)
+    # A Unix socket has no port, but gRPC reports one.
+    port = 0 if config.listen.startswith("unix:") else bound
     if port:
         metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
     metrics_server = serve(registry, config.metrics) if config.metrics else None

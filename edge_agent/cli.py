@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,7 +18,10 @@ from edge_agent import config as configuration
 from edge_agent.answers import Answer
 from edge_agent.client import Edge
 from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
-from shared.errors import ConfigError, InputError, NeucodexError
+from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
+
+if TYPE_CHECKING:
+    from edge_agent.loop import EdgeLoop
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +189,9 @@ def _ask(edge: Edge, image: str) -> Outcome:
         return data
     try:
         return edge.classify(data)
-    except InputError as error:
+    except (LinkLostError, RefusedError):
+        raise  # There is no use in asking for the next.
+    except NeucodexError as error:
         return error
 
 
@@ -200,24 +205,26 @@ async def _classify_here(arguments: argparse.Namespace) -> list[Outcome]:
 
     no_cloud = arguments.config is None and arguments.cloud is None
     placement = "edge_only" if no_cloud and arguments.placement is None else arguments.placement
-    config = _load(arguments, placement=placement, queue_limit=len(arguments.images))
+    config = _load(arguments, placement=placement)
     bundle = Bundle(Path(config.bundle))
     loop = build_loop(config, bundle, EdgeMetrics(CollectorRegistry(), model=bundle.manifest.name))
     loop.start()
-    outcomes: list[Outcome] = []
     try:
-        for image in arguments.images:
-            data = _read(image)
-            if isinstance(data, InputError):
-                outcomes.append(data)
-                continue
-            try:
-                outcomes.append(await loop.submit(data))
-            except InputError as error:
-                outcomes.append(error)
+        return [await _submit(loop, image) for image in arguments.images]
     finally:
         await loop.close()
-    return outcomes
+
+
+async def _submit(loop: EdgeLoop[Any], image: str) -> Outcome:
+    data = _read(image)
+    if isinstance(data, InputError):
+        return data
+    try:
+        return await loop.submit(data)
+    except (LinkLostError, RefusedError):
+        raise  # There is no use in asking for the next.
+    except NeucodexError as error:
+        return error
 
 
 def _print_outcomes(images: Sequence[str], outcomes: Sequence[Outcome], *, as_json: bool) -> None:

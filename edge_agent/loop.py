@@ -130,7 +130,8 @@ class EdgeLoop(Generic[F]):
         fallback: Callable[[F], Awaitable[Verdict]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._spec = bundle.spec
+        self.spec = bundle.spec
+        """The network."""
         self._labels = bundle.manifest.labels
         self._digest = bytes.fromhex(bundle.digest)
         self._options = options
@@ -139,7 +140,7 @@ class EdgeLoop(Generic[F]):
         self._metrics = metrics
         self._fallback = fallback
         self._sleep = sleep
-        self._session = EdgeSession(self._spec.timesteps, options.settings)
+        self._session = EdgeSession(self.spec.timesteps, options.settings)
         self._tickets = itertools.count()
         self._samples: dict[int, _Sample[F]] = {}
         self._numbers: dict[int, _Sample[F]] = {}
@@ -446,14 +447,14 @@ class EdgeLoop(Generic[F]):
         self._end(sample)
         used = verdict.timestep + 1
         sample.latency.total_seconds = perf_counter() - sample.accepted
-        last = used == self._spec.timesteps
+        last = used == self.spec.timesteps
         self._metrics.answered(
             placement,
             ExitReason.MAX_TIMESTEPS if last else ExitReason.CONFIDENT,
             sample.latency.total_seconds,
             verdict.confidence,
             used,
-            self._spec.timesteps - used,
+            self.spec.timesteps - used,
         )
         if placement is Placement.CO_INFERENCE:
             self._count_baselines()
@@ -473,7 +474,7 @@ class EdgeLoop(Generic[F]):
 
     def _count_baselines(self) -> None:
         """Count what this sample would have cost: features over full T, and the input itself."""
-        spec = self._spec
+        spec = self.spec
         features = prod(spec.feature_shape)
         frames = 1 if spec.input_kind == "static" else spec.timesteps
         for baseline, baseline_bytes in (

@@ -157,20 +157,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 only if every image got its answer in every mode."""
     flags = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
-    # The daemons are stopped on the way out, so a polite request to end must unwind like Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     try:
-        with _folder(flags.keep_logs) as folder:
+        with _unwound_by_sigterm(), _folder(flags.keep_logs) as folder:
             report = Demo(flags.bundle, load_pictures(flags.images), folder, console).run()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (NeucodexError, ValueError) as error:
-        console.print(f"demo: {error}", style="red", markup=False)
+        console.print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     flags.out.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     show(report, console)
-    console.print(f"written to {flags.out}", markup=False)
+    console.print(f"written to {flags.out}", markup=False, soft_wrap=True)
     return 0 if report.complete else 1
 
 
@@ -186,9 +184,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM leave the block as Ctrl-C does: the daemons are stopped on the way out."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _folder(keep_logs: Path | None) -> Iterator[Path]:
     """Give a folder that is removed at the end, its logs copied to ``keep_logs``."""
-    with tempfile.TemporaryDirectory(prefix="neucodex-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="neucodex-") as name:
         folder = Path(name)
         try:
             yield folder

@@ -22,7 +22,7 @@ import msgspec
 
 from shared.errors import NeucodexError
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 """Longest time until a daemon says that it is ready."""
 STOP_SECONDS = 20.0
 """Time to end after SIGTERM; then a daemon is killed."""

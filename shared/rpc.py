@@ -109,7 +109,8 @@ def channel_options() -> Options:
         *common_options(),
         # The daemon has its own backoff; the channel's must not be slower.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name: how long one attempt to connect may take. Slow links need round trips.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         # A channel of ours owns its connections, so that its bytes can be told apart.
         ("grpc.use_local_subchannel_pool", 1),

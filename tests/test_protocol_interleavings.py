@@ -30,6 +30,7 @@ from shared.messages import (
 )
 
 SLOTS = 2
+FAILURES: dict[str | None, SampleCode] = {code.name: code for code in SampleCode}
 
 
 @dataclass
@@ -102,8 +103,8 @@ def moves(world: World) -> list[tuple[Any, ...]]:
         possible += [("abandon", ticket) for ticket in world.edge.tickets]
     elif world.disturbance in ("cut", "drain") and world.cloud is not None:
         possible.append((world.disturbance,))
-    elif world.disturbance in SampleCode.__members__ and world.cloud is not None:
-        code = SampleCode[world.disturbance]
+    elif world.disturbance in FAILURES and world.cloud is not None:
+        code = FAILURES[world.disturbance]
         if code is SampleCode.NO_SLOT:
             possible.append(("no_slot",))
         else:

@@ -44,13 +44,16 @@ def random_codes(bundle: Bundle, seed: int) -> Codes:
     )
 
 
-def expected_decisions(engine: Engine, bundle: Bundle, frames: Sequence[Array]) -> list[Decision]:
-    """Run one sample by itself and judge every timestep."""
+def expected_decisions(
+    engine: Engine, bundle: Bundle, frames: Sequence[Array], temperature: float | None = None
+) -> list[Decision]:
+    """Run one sample by itself and judge every timestep, at the bundle's temperature or another."""
+    temperature = temperature or bundle.calibration().temperature
     state, total, decisions = zero_state(engine, 1), np.zeros(10, np.float32), []
     for timestep, frame in enumerate(frames):
         logits, state = engine.step(frame[np.newaxis], state)
         total = total + logits[0]
-        decisions.append(decide(total, timestep, bundle.calibration().temperature))
+        decisions.append(decide(total, timestep, temperature))
     return decisions
 
 

@@ -124,9 +124,7 @@ async def test_exit_mode_with_early_exit_wastes_what_was_sent_after_it(
 
 
 @pytest.mark.parametrize("window", [2, 3, 4])
-async def test_a_window_lets_timesteps_go_ahead(
-    client: Client, tail: Engine, window: int
-) -> None:
+async def test_a_window_lets_timesteps_go_ahead(client: Client, tail: Engine, window: int) -> None:
     async with client.opened(settings=settings(window=window)) as edge:
         packets = edge.packets(0, random_codes(client.bundle, 0))
         await edge.send(*packets[:window])
@@ -177,9 +175,7 @@ async def test_samples_of_one_stream_interleave(client: Client, tail: Engine) ->
         assert_agree(verdicts, decisions_of(tail, client.bundle, number))
 
 
-async def test_interleaved_streams_give_what_each_gives_alone(
-    client: Client, tail: Engine
-) -> None:
+async def test_interleaved_streams_give_what_each_gives_alone(client: Client, tail: Engine) -> None:
     async def run(first_seed: int) -> list[list[Verdict]]:
         async with client.opened() as edge:
             return [

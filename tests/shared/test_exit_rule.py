@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from shared.errors import EngineError
-from shared.exit_rule import Confidence, Decision, confidence_of, decide, exits, expand_alpha
+from shared.exit_rule import Confidence, confidence_of, decide, exits, expand_alpha
 
 LOGITS = arrays(
     np.float32,
@@ -59,7 +59,8 @@ def test_the_mean_is_scaled_by_the_temperature() -> None:
 
     decision = decide(logit_sum, 2, 2.0)
 
-    assert decision == Decision(0, pytest.approx(1 / (1 + math.exp(-1)), rel=1e-6))
+    assert decision.label == 0
+    assert decision.confidence == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-6)
 
 
 def test_equal_logits_are_as_unsure_as_can_be() -> None:

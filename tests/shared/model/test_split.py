@@ -75,9 +75,9 @@ def test_running_all_timesteps_at_once_equals_step_by_step(
         x, _ = network.head()(x)
 
     at_once, final = module(x)
-    state = None
-    stepped = []
-    for frame in x:
+    y, state = module.step(x[0])
+    stepped = [y]
+    for frame in x[1:]:
         y, state = module.step(frame, state)
         stepped.append(y)
 

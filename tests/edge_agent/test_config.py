@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.config import EdgeConfig, SourceConfig, load
+from shared.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.toml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "edge.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_override_the_file_and_absent_flags_do_not(tmp_path: Path) -> None:
+    path = write(tmp_path, 'bundle = "b"\nwindow = 2\nalpha = [0.5, 0.6, 0.7]\n')
+    config = load(path, {"window": 3, "cloud": None})
+    assert (config.window, config.alpha, config.cloud) == (3, (0.5, 0.6, 0.7), "127.0.0.1:50051")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "came"),
+    [
+        ("window = 0", "window", "0"),
+        ("window = 'two'", "window", "'two'"),
+        ("alpha = 1.5", "alpha", "1.5"),
+        ("alpha = [0.5, -1.0]", "alpha", "-1.0"),
+        ("placement = 'here'", "placement", "'here'"),
+        ("samples_in_flight = 4", "samples_in_flight", "4"),
+        ("deadline_seconds = 0", "deadline_seconds", "0"),
+        ("codec = 'gzip'", "codec", "'gzip'"),
+        ("listen = '0.0.0.0:80'", "listen", "'0.0.0.0:80'"),
+        ("listen = 'unix:'", "listen", "'unix:'"),
+        ("network = 'whole'", "network", "'whole'"),
+        ("steps_per_packet = 2", "steps_per_packet", "2"),
+        ("device = 'cuda'", "device", "'cuda'"),
+        ("reconnect_max_seconds = 0.01", "reconnect_max_seconds", "0.01"),
+        ("alpha = 0.5\nloss_budget = 'a'", "loss_budget", "both"),
+        ("[source]\nkind = 'camera'\npath = 'x'", "source.kind", "'camera'"),
+        ("[source]\nkind = 'folder'", "path", ""),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_expectation_and_what_came(
+    tmp_path: Path, text: str, key: str, came: str
+) -> None:
+    path = write(tmp_path, f'bundle = "b"\n{text}\n')
+    with pytest.raises(ConfigError) as raised:
+        load(path, {})
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert key in message
+    assert came in message
+
+
+@pytest.mark.parametrize("text", ["colour = 1", "[source]\nkind='folder'\npath='p'\ncolour = 1"])
+def test_an_unknown_key_is_refused_with_those_that_are_known(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, f'bundle = "b"\n{text}\n')
+    with pytest.raises(ConfigError, match=r"expected keys of .*; got colour"):
+        load(path, {})
+
+
+@pytest.mark.parametrize("content", [b"bundle = ", b"\xff\xfe"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "edge.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="expected TOML"):
+        load(path, {})
+
+
+def test_a_missing_file_and_a_missing_bundle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a readable file"):
+        load(tmp_path / "none.toml", {})
+    with pytest.raises(ConfigError, match="bundle"):
+        load(None, {})
+
+
+def test_in_exit_mode_a_packet_may_hold_more_than_the_window() -> None:
+    config = load(None, {"bundle": "b", "reply_mode": "exit", "steps_per_packet": 4})
+    assert config.steps_per_packet == 4
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:0", "[::1]:5", "unix:/a/b"])
+def test_addresses_of_this_device_are_accepted(address: str) -> None:
+    assert load(None, {"bundle": "b", "listen": address}).listen == address
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    names = kind.__struct_fields__
+    values = kind.__struct_defaults__
+    return dict(zip(names[len(names) - len(values) :], values, strict=True))
+
+
+def test_the_example_explains_every_key_and_shows_its_default() -> None:
+    text = EXAMPLE.read_text()
+    shown = tomllib.loads(text)
+    everything = tomllib.loads(re.sub(r"(?m)^# (?=\[?[a-z_]+\]?( = |$))", "", text))
+    assert set(everything) == set(EdgeConfig.__struct_fields__)
+    assert set(everything["source"]) == set(SourceConfig.__struct_fields__)
+    expected = {key: value for key, value in defaults(EdgeConfig).items() if value is not None}
+    assert shown == {"bundle": shown["bundle"]} | expected
+    load(EXAMPLE, {})
+    blocks = [block for block in text.split("\n\n") if re.search(r"(?m)^(# )?[a-z_]+ = ", block)]
+    assert all(block.startswith("# ") for block in blocks)

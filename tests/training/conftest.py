@@ -1,0 +1,80 @@
+"""A data set and a training run small enough for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data.cifar10 import TEST_BATCH, TRAIN_BATCHES, Images
+
+IMAGES_PER_BATCH = 8
+
+RECIPE = """
+name = "tiny"
+holdout = 8
+batch_size = 8
+
+[network]
+backbone = "resnet18"
+width = 0.125
+input_shape = [3, 32, 32]
+classes = 10
+timesteps = 2
+
+[network.bottleneck]
+split = "layer3"
+channels = 4
+
+[[phases]]
+name = "first"
+train = "backbone"
+epochs = 2
+timesteps = 1
+learning_rate = 0.05
+
+[[phases]]
+name = "second"
+train = "joint"
+epochs = 2
+timesteps = 2
+learning_rate = 0.02
+fresh_tail = true
+"""
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, Images]:
+    """Random images and labels by batch name."""
+    generator = np.random.default_rng(0)
+    return {
+        name: Images(
+            generator.integers(0, 256, (IMAGES_PER_BATCH, 3, 32, 32), np.uint8),
+            generator.integers(0, 10, IMAGES_PER_BATCH, np.int64),
+        )
+        for name in (*TRAIN_BATCHES, TEST_BATCH)
+    }
+
+
+@pytest.fixture(scope="session")
+def cifar10(pictures: dict[str, Images], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures in the published binary layout."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name, images in pictures.items():
+        records = [
+            np.concatenate([[label], pixels.ravel()]).astype(np.uint8)
+            for pixels, label in zip(images.pixels, images.labels, strict=True)
+        ]
+        np.concatenate(records).tofile(folder / f"{name}.bin")
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two phases of two epochs."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
