@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types protos check-protos clean
+.PHONY: demo test lint types protos check-protos train-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m examples.demo
@@ -24,6 +24,19 @@ protos: $(VENV)/.test
 
 check-protos: $(VENV)/.test
 	$(BIN)/python -m protos.generate --check
+
+# Trains the shipped bundle anew, or goes on where it stopped:
+# make train-demo DATA=folder-with-CIFAR-10 [TEACHER=resnet56.th]
+RUN := runs/resnet18-cifar10-demo
+train-demo: $(VENV)/.test
+	$(if $(DATA),,$(error expected DATA=folder-with-CIFAR-10))
+	$(BIN)/python -m training.fit training/recipes/resnet18-cifar10-demo.toml --resume \
+		--data $(DATA) $(if $(TEACHER),--teacher $(TEACHER)) --out $(RUN)
+	$(BIN)/python -m training.average $(RUN) --data $(DATA) --phases 1 2
+	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle
+	$(BIN)/python -m training.evaluate $(RUN)/bundle --data $(DATA) --out $(RUN)/evaluation.json
+	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle \
+		--evaluation $(RUN)/evaluation.json
 
 # The demo needs the runtime alone; tests add the training side (PyTorch) and the tools.
 $(VENV)/bin/python:

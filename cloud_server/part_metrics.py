@@ -15,7 +15,7 @@ _ENDS = {
     Ending.CANCELLED: SampleEnd.CANCELLED,
     Ending.DISCONNECTED: SampleEnd.DISCONNECTED,
 }
-"""Endings without a failure; the others are counted by the failure's code."""
+"""Endings without an error; the others are counted by what went wrong."""
 _ENGINE_STAGES = {Part.TAIL: CloudStage.TAIL, Part.WHOLE: CloudStage.WHOLE}
 
 
@@ -72,9 +72,14 @@ class PartMetrics:
         self.metrics.service(self.model, seconds)
 
     def sample_released(self, ending: Ending) -> None:
-        """A sample ended; one that failed is counted by :meth:`sample_failed`."""
+        """A sample ended; errors are counted by the two methods below."""
         if ending in _ENDS:
             self.metrics.sample_ended(self.model, _ENDS[ending])
+
+    def samples_broken_off(self, samples: int) -> None:
+        """Samples ended because an error ended their stream."""
+        for _ in range(samples):
+            self.metrics.sample_ended(self.model, SampleEnd.ERROR)
 
     def sample_failed(self, code: SampleCode) -> None:
         """A sample ended, or did not begin, with an error."""

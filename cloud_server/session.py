@@ -305,7 +305,7 @@ class CloudSession:
 
     def half_closed(self) -> list[Action]:
         """The edge will send nothing more and wants no more answers."""
-        return [*self.disconnected(Ending.CANCELLED), *self._end()]
+        return [*self.disconnected(), *self._end()]
 
     def disconnected(self, ending: Ending = Ending.DISCONNECTED) -> list[Action]:
         """The stream is gone: release everything."""

@@ -184,6 +184,7 @@ class Stream:
         if not isinstance(error, NeucodexError):
             logger.error("a stream failed", exc_info=error)
         self.broken.set_result(error)
+        self.part.metrics.samples_broken_off(len(self._live))
         self.perform(self.session.disconnected(Ending.ERROR))
 
     def _send(self, message: Verdict | Failure) -> None:

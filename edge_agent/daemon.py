@@ -20,7 +20,7 @@ from edge_agent.config import EdgeConfig
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
-from edge_agent.sources.classify import classify_items
+from edge_agent.sources.classify import classify_items, open_results
 from shared.metrics import EdgeMetrics, serve
 from shared.model.bundle import Bundle
 
@@ -49,8 +49,10 @@ async def run(config: EdgeConfig, ready_file: Path | None = None) -> None:
         with _told_ready(daemon.facts, ready_file):
             log.info("serving applications at %s", daemon.facts["address"])
             stop = asyncio.create_task(told_to_stop.wait())
-            await asyncio.wait({stop, *daemon.tasks}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stop, daemon.keeper}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
+            if daemon.keeper.done():
+                daemon.keeper.result()
             log.info("shutting down")
 
 
@@ -59,16 +61,16 @@ class Daemon:
 
     Args:
         loop: started.
-        tasks: that end before the daemon's end only by a bug.
+        keeper: keeps the loop connected; ends before the daemon only by a bug.
         address: of the service for applications.
         metrics: address of ``/metrics``; empty where that is off.
     """
 
     def __init__(
-        self, loop: EdgeLoop[Any], tasks: set[asyncio.Task[None]], address: str, metrics: str
+        self, loop: EdgeLoop[Any], keeper: asyncio.Task[None], address: str, metrics: str
     ) -> None:
         self.loop = loop
-        self.tasks = tasks
+        self.keeper = keeper
         self.facts = {"pid": os.getpid(), "address": address, "metrics": metrics}
 
 
@@ -94,13 +96,14 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         server = LocalServer(LocalApi(loop, about, metrics), config.listen)
         stack.push_async_callback(server.close)
         await server.start()
-        tasks = {loop.start()}
+        keeper = loop.start()
         if config.source is not None and items is not None:
-            reading = asyncio.create_task(classify_items(loop, items, config.source, metrics))
+            results = stack.enter_context(open_results(config.source.results))
+            reading = asyncio.create_task(classify_items(loop, items, results, metrics))
             stack.push_async_callback(asyncio.wait, {reading})
         # Unwound first: the loop answers what it holds, then the source and callers get it.
         stack.push_async_callback(loop.close)
-        yield Daemon(loop, tasks, server.address, metrics_address)
+        yield Daemon(loop, keeper, server.address, metrics_address)
 
 
 @contextlib.contextmanager

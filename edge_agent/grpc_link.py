@@ -22,6 +22,8 @@ from shared.metrics import ConnectionState, Direction, EdgeMetrics, EdgeStage, W
 
 OPEN_SECONDS = 10.0
 """A cloud that does not answer Open within this time counts as unreachable."""
+WRITE_ERRORS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
+"""What writing to a stream that has ended raises; the second if its end is known already."""
 SERVICE = "/neucodex.v1.CoInference/"
 
 
@@ -59,7 +61,10 @@ class GrpcLink:
         self._call = method()
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await self._write(self._open_message(request))
+                try:
+                    await self._call.write(self._open_message(request))
+                except WRITE_ERRORS as error:
+                    raise await self._error() from error
                 message = await self._read()
         except TimeoutError as error:
             raise LinkLostError(
@@ -111,16 +116,10 @@ class GrpcLink:
             while self._outbox:
                 for message in self._messages_of(self._outbox.popleft()):
                     try:
-                        await self._write(message)
-                    except NeucodexError:
+                        await self._call.write(message)
+                    except WRITE_ERRORS:
                         return  # The reader meets the same end, and tells.
             self._filled.clear()
-
-    async def _write(self, message: Message) -> None:
-        try:
-            await self._call.write(message)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise await self._error() from error
 
     async def _read(self) -> CloudMessage | None:
         """Return the next message, or nothing where the stream ended in good order."""

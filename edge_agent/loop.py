@@ -172,6 +172,11 @@ class EdgeLoop(Generic[F]):
         """Samples that wait to be begun."""
         return sum(not sample.started for sample in self._samples.values())
 
+    @property
+    def in_hand(self) -> int:
+        """Samples that have been begun and not ended."""
+        return len(self._samples) - self.queue_depth
+
     def start(self) -> asyncio.Task[None]:
         """Begin to connect; the task returned ends only with :meth:`close`, or on a bug."""
         self._keeper = asyncio.create_task(self._keep_connected())
@@ -299,7 +304,8 @@ class EdgeLoop(Generic[F]):
                 log.info("the cloud is draining")
                 self._metrics.retry(RetryReason.DRAINING)
                 self._carry_out(self._session.draining(message.draining))
-        raise LinkLostError("the cloud ended the stream")
+        if self._link is link:
+            raise LinkLostError("the cloud ended the stream")
 
     def _on_verdict(self, link: CloudLink, verdict: Verdict) -> None:
         """Take in a verdict, unless the session has left this stream since it came."""
@@ -336,7 +342,8 @@ class EdgeLoop(Generic[F]):
             sample.latency.transport_seconds += max(0.0, seconds - verdict.service_seconds)
 
     def _on_stream_ended(self, error: NeucodexError) -> None:
-        log.warning("stream to the cloud ended: %s", error)
+        again = str(error) == str(self._trouble)
+        log.log(logging.DEBUG if again else logging.WARNING, "stream to the cloud: %s", error)
         if self._session.connected:
             self._metrics.retry(RetryReason.LINK_LOST)
             self._carry_out(self._session.lost())

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from edge_agent import Answer, Edge
 from examples.pair import Ready, pair, run_edge
@@ -60,11 +60,10 @@ class Demo:
         self._pictures = pictures
         self._folder = folder
         self._progress = Progress(
-            TextColumn("{task.description:<15}"),
+            TextColumn("{task.description:<14}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
             console=console,
         )
 
@@ -138,7 +137,7 @@ class Tally:
             return ""
         return (
             f"accuracy {self.correct / len(self.answers):.1%}, "
-            f"{self._timesteps / count:.2f} timesteps, {count / seconds:.0f} images/s"
+            f"{self._timesteps / count:.2f} timesteps, {count / seconds:.0f}/s"
         )
 
 
@@ -161,12 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _unwound_by_sigterm(), _folder(flags.keep_logs) as folder:
             report = Demo(flags.bundle, load_pictures(flags.images), folder, console).run()
+        flags.out.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except (NeucodexError, ValueError) as error:
+    except (NeucodexError, ValueError, OSError) as error:
         console.print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
         return 1
-    flags.out.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     show(report, console)
     console.print(f"written to {flags.out}", markup=False, soft_wrap=True)
     return 0 if report.complete else 1

@@ -53,6 +53,8 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     answered: int
     """By the edge daemon's count."""
+    received: int
+    """Answers that reached the application."""
     accuracy: float
     """Share of all images whose answer is right."""
     mean_timesteps: float
@@ -119,7 +121,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def complete(self) -> bool:
         """Whether every image got its answer, in every mode."""
-        return all(mode.answered == mode.images for mode in self.modes.values())
+        return all(mode.images == mode.answered == mode.received for mode in self.modes.values())
 
 
 def summarise(co_inference: Run, exit_: Run, full: Run, file_bytes: dict[str, float]) -> Report:
@@ -192,6 +194,7 @@ def _mode(run: Run) -> Mode:
     return Mode(
         images=len(run.answers),
         answered=answered,
+        received=len(run.call_seconds),
         accuracy=run.correct / len(run.answers),
         mean_timesteps=edge.total("edge_timesteps_total", outcome="used") / count,
         exit_histogram={
@@ -241,8 +244,8 @@ def _modes_table(report: Report) -> Table:
         caption="edge-only-exit: same network and exit rule, all on the edge\n"
         "edge-only-full: the network before the bottleneck was inserted, full T\n"
         "modelled energy: counted operations at 45 nm arithmetic cost, not measured\n"
-        "latency: from an application's call to its answer; cloud: its decoder, tail and queue;\n"
-        "transport: both directions and the gRPC stacks",
+        "latency: from an application's call to its answer\n"
+        "cloud: its decoder, tail and queue; transport: both ways, gRPC included",
         caption_justify="left",
     )
     table.add_column("")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 import examples.demo
 from examples.demo import main
 from examples.pictures import FORMATS, Pictures, load_pictures, mean_file_bytes
+from examples.report import Report, show
 from examples.scrape import Scrape, scrape
 from shared.model.bundle import Bundle
 
@@ -160,6 +165,25 @@ def test_modelled_energy_is_that_of_the_metrics_and_least_in_co_inference(
     ):
         assert report[key] * IMAGES == pytest.approx(edge.total(name))
     assert report["modelled_edge_joules_per_image"] < report["modelled_edge_only_joules_per_image"]
+
+
+def test_bytes_that_cannot_be_measured_are_shown_as_such(outcome: Outcome) -> None:
+    report = msgspec.convert(outcome.report, Report)
+    console = Console(record=True, file=io.StringIO())
+    unmeasured = re.compile("wire, both directions +│ not measured")
+    show(report, console)
+    assert not unmeasured.search(console.export_text())
+    show(msgspec.structs.replace(report, wire_bytes_per_image=None), console)
+    assert unmeasured.search(console.export_text())
+
+
+def test_an_answer_that_did_not_arrive_makes_the_report_incomplete(outcome: Outcome) -> None:
+    report = msgspec.convert(outcome.report, Report)
+    mode = report.modes["co_inference"]
+    lost = msgspec.structs.replace(mode, received=mode.received - 1)
+    modes = report.modes | {"co_inference": lost}
+    assert report.complete
+    assert not msgspec.structs.replace(report, modes=modes).complete
 
 
 def test_stages_add_up_to_the_callers_time(outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ Everything runs through the bundle's own graphs, the engine and the exit rule th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ LOSS_BUDGETS_POINTS = (0.5, 1.0)
 DEFAULT_ALPHA = "loss_budget_0.5_points"
 ALPHA_STEPS = 1000
 """Alpha is searched among this many equal steps between 0 and 1."""
+CERTAINTY = 0.95
+"""Probability, over the draw of the held-out samples, that an alpha keeps its loss budget."""
 CODE_LAYER = "encoder.code.lif"
 """The LIF layer whose spikes are the code."""
 
@@ -183,7 +186,13 @@ def exit_accuracy(
 
 
 def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: float) -> float:
-    """Return the smallest alpha from which on upwards early exit stays within a loss budget.
+    """Return the smallest alpha whose loss stays within a budget with :data:`CERTAINTY`.
+
+    The risk is P(right after all T timesteps and wrong at the exit), an upper bound of the
+    accuracy lost. Alphas are tested from high to low, each by an exact binomial test, and the
+    first that fails ends the search (fixed-sequence testing), so that the certainty holds for the
+    alpha returned. It speaks of samples like the held-out ones. If none passes, alpha is 1: all T
+    timesteps.
 
     Args:
         decisions: of the held-out samples.
@@ -191,15 +200,31 @@ def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: fl
         budget_points: percentage points of accuracy that may be lost against all T timesteps.
     """
     timesteps = len(decisions.labels)
-    full = float((decisions.labels[-1] == labels).mean())
+    right_at_end = decisions.labels[-1] == labels
     smallest = 1.0
     for step in range(ALPHA_STEPS - 1, -1, -1):
         alpha = step / ALPHA_STEPS
         exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
-        if 100 * (full - exit_accuracy(decisions, labels, exit_at)) > budget_points:
+        answers = np.take_along_axis(decisions.labels, exit_at[None], 0)[0]
+        lost = int((right_at_end & (answers != labels)).sum())
+        if binomial_cdf(lost, len(labels), budget_points / 100) > 1 - CERTAINTY:
             break
         smallest = alpha
     return smallest
+
+
+def binomial_cdf(successes: int, trials: int, probability: float) -> float:
+    """Return P(X <= successes) of a binomial variable, ``probability`` in (0, 1)."""
+    log_yes, log_no = math.log(probability), math.log1p(-probability)
+    logs = [
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * log_yes
+        + (trials - k) * log_no
+        for k in range(successes + 1)
+    ]
+    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Calibration:

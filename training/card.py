@@ -59,11 +59,11 @@ def calibration_section(calibration: Calibration) -> str:
     """Return the card's section of calibration figures."""
     alphas = "\n".join(
         f"| `{name}` | {', '.join(f'{value:.3f}' for value in values) or 'none'} |"
-        for name, values in calibration.alpha.items()
+        for name, values in sorted(calibration.alpha.items())
     )
     operations = "\n".join(
         f"| {part} | {n.mac:,.0f} | {n.ac:,.0f} | {n.neuron:,.0f} |"
-        for part, n in calibration.operations.items()
+        for part, n in sorted(calibration.operations.items())
     )
     return f"""## Calibration
 
@@ -107,6 +107,12 @@ def _training(history: History) -> str:
         f"{_final_accuracy(last.get(phase.name))} |"
         for phase in recipe.phases
     )
+    known = {phase.name for phase in recipe.phases}
+    averages = "\n".join(
+        f"Then the {name} (training.average): {_final_accuracy(line)}."
+        for name, line in last.items()
+        if name not in known
+    )
     teacher = (
         f"Distilled from a non-spiking teacher (weight {recipe.distillation:g})."
         if history.distilled
@@ -121,6 +127,8 @@ The accuracy is on the held-out images at the phase's last timestep.
 | phase | networks | timesteps | epochs | accuracy |
 |---|---|---|---|---|
 {rows}
+
+{averages}
 """
 
 

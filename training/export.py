@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from shared.errors import BundleError
 from shared.model.bundle import (
     CALIBRATION,
     MANIFEST,
@@ -80,25 +82,38 @@ def write_bundle(
         half: store weights as float16 (biases stay float32).
 
     Raises:
+        BundleError: ``out`` is something else than a bundle.
         ExportError: a weight does not fit float16, or the graph cannot be simplified.
-        FileExistsError: ``out`` is something else than a bundle.
     """
     if out.exists() and not (out / MANIFEST).is_file():
-        raise FileExistsError(f"expected no directory or an older bundle at {out}")
-    work = out.with_name(out.name + ".new")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+        raise BundleError(f"expected nothing or an older bundle at {out}, got something else")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        work = Path(scratch) / out.name
+        work.mkdir()
+        _fill(work, network, description, calibrator, describe, half=half)
+        shutil.rmtree(out, ignore_errors=True)
+        work.replace(out)
+    return Bundle(out)
+
+
+def _fill(
+    folder: Path,
+    network: SplitNetwork,
+    description: Description,
+    calibrator: Callable[[Bundle], Calibration],
+    describe: Callable[[Manifest, Calibration], str],
+    *,
+    half: bool,
+) -> None:
     parts, files = export_network(network, half=half)
-    manifest = _write(work, _manifest(network, description, parts), files)
-    calibration = calibrator(Bundle(work))
+    manifest = _write(folder, _manifest(network, description, parts), files)
+    calibration = calibrator(Bundle(folder))
     files[CALIBRATION] = (
         msgspec.json.format(msgspec.json.encode(calibration, order="sorted")) + b"\n"
     )
     files[CARD_FILE] = describe(manifest, calibration).encode()
-    _write(work, manifest, files)
-    shutil.rmtree(out, ignore_errors=True)
-    work.replace(out)
-    return Bundle(out)
+    _write(folder, manifest, files)
 
 
 def export_network(

@@ -237,6 +237,8 @@ def fit(
             }
             torch.save(state, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
+        # Kept for training.average.
+        shutil.copyfile(path, out / f"phase{index}.pt")
 
 
 def main(argv: list[str] | None = None) -> int:

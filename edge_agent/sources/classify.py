@@ -14,7 +14,6 @@ from typing import Any, TextIO
 import msgspec
 
 from edge_agent.answers import Answer, ClosingError
-from edge_agent.config import SourceConfig
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources.base import Item
 from shared.errors import ConfigError, InputError, NeucodexError
@@ -29,26 +28,22 @@ Outcome = asyncio.Future[Answer] | NeucodexError
 
 
 async def classify_items(
-    loop: EdgeLoop[Any], items: Iterator[Item], config: SourceConfig, metrics: EdgeMetrics
+    loop: EdgeLoop[Any], items: Iterator[Item], results: TextIO, metrics: EdgeMetrics
 ) -> None:
     """Classify every item, in order; one that fails is told as such and the next follows.
 
     Returns at the end of the source, or when the loop closes.
-
-    Raises:
-        ConfigError: the file for the results cannot be written.
     """
     pending: deque[tuple[str, Outcome]] = deque()
-    with _open_results(config.results) as results:
-        while (item := await asyncio.to_thread(next, items, None)) is not None:
-            if len(pending) == AHEAD:
-                await _tell(results, *pending.popleft())
-            outcome = _begin(loop, item, metrics)
-            pending.append((item.name, outcome))
-            if isinstance(outcome, ClosingError):
-                break
-        while pending:
+    while (item := await asyncio.to_thread(next, items, None)) is not None:
+        if len(pending) == AHEAD:
             await _tell(results, *pending.popleft())
+        outcome = _begin(loop, item, metrics)
+        pending.append((item.name, outcome))
+        if isinstance(outcome, ClosingError):
+            break
+    while pending:
+        await _tell(results, *pending.popleft())
     log.info("the source has ended")
 
 
@@ -75,7 +70,12 @@ async def _tell(results: TextIO, name: str, outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def _open_results(path: str) -> Iterator[TextIO]:
+def open_results(path: str) -> Iterator[TextIO]:
+    """Open the place for results: a file, which is added to, or ``-`` for standard output.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     if path == "-":
         yield sys.stdout
         return

@@ -79,6 +79,31 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     codec: str
     files: dict[FileName, Sha256]
 
+    def __post_init__(self) -> None:
+        spec = self.spec
+        channels = spec.input_shape[0]
+        for name, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
+            if len(values) != channels:
+                raise ValueError(f"expected {channels} numbers for {name}, got {len(values)}")
+        if len(self.labels) != spec.classes:
+            raise ValueError(f"expected {spec.classes} labels, got {len(self.labels)}")
+        borders: dict[PartName, tuple[Dims, Dims]] = {
+            "head": (spec.input_shape, spec.code_shape),
+            "tail": (spec.code_shape, (spec.classes,)),
+            "whole": (spec.input_shape, (spec.classes,)),
+        }
+        for part, described in self.parts.items():
+            found = described.input.shape, described.output.shape
+            if found != borders[part]:
+                raise ValueError(f"expected {part} to map {borders[part]}, got {found}")
+            if shapes(described.states) != shapes(described.next_states):
+                raise ValueError(f"expected {part} to hand on states of the shapes it reads")
+
+
+def shapes(tensors: tuple[TensorSpec, ...]) -> tuple[Dims, ...]:
+    """Return the shape of each tensor."""
+    return tuple(tensor.shape for tensor in tensors)
+
 
 class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Effective operations of one part, mean per timestep of one sample.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Any
 
@@ -17,10 +18,14 @@ from shared.model.spec import NetworkSpec
 MAX_PIXELS = 50_000_000
 """A picture with more pixels is refused before it is decompressed."""
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
+"""The decoders a stranger's bytes may reach; some of Pillow's others start programs."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error)
+"""What those decoders raise for a truncated or damaged file."""
 
 
 def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Decode a picture file (PNG, JPEG, WebP, ...) and resize it (bilinear) to the network's input.
+    """Decode a picture file of :data:`FORMATS` and resize it (bilinear) to the network's input.
 
     Args:
         data: the file's content.
@@ -42,7 +47,7 @@ def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.u
         with warnings.catch_warnings():
             # Pillow only warns of a picture above its own, larger limit; ours is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > MAX_PIXELS:
                     raise InputError(
@@ -51,12 +56,11 @@ def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.u
                 picture = image.convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise InputError(
-            f"expected an image file, got {len(data)} bytes of no known kind"
+            f"expected an image file ({', '.join(FORMATS)}), got {len(data)} bytes of no such kind"
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"expected at most {MAX_PIXELS} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # What Pillow's decoders raise for truncated or damaged files.
+    except DAMAGE as error:
         raise InputError(f"expected a whole image file, got a damaged one: {error}") from error
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -77,7 +77,12 @@ class Edge:
         return [packet.to_bytes(number) for chunk in chunks for packet in encoder.encode(chunk)]
 
     async def send(self, *packets: bytes, **fields: Any) -> None:
-        await self.call.write(wire.edge_message_to_proto(EdgeMessage(packets=packets, **fields)))
+        await self.write(wire.edge_message_to_proto(EdgeMessage(packets=packets, **fields)))
+
+    async def write(self, message: Any) -> None:
+        """Write a message; where the server has ended the stream, :meth:`status` tells why."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self.call.write(message)
 
     async def receive(self) -> CloudMessage:
         """Return the next message; the stream must not be over."""
@@ -135,7 +140,7 @@ class Client:
         }
         return Open(**(defaults | fields))
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def stream(self, **fields: Any) -> AsyncIterator[Edge]:
         """Open an ``Infer`` stream."""
         request = self.request(**fields)
@@ -147,7 +152,7 @@ class Client:
         finally:
             call.cancel()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def opened(self, **fields: Any) -> AsyncIterator[Edge]:
         """Open an ``Infer`` stream and wait for Opened."""
         async with self.stream(**fields) as edge:
@@ -169,14 +174,16 @@ class Client:
 
 
 def scrape(server: CloudServer) -> dict[str, float]:
-    """Return the server's metrics: sums over all labels by sample name."""
+    """Return the server's metrics by sample name, and by ``name[reason]``, other labels summed."""
     url = f"http://127.0.0.1:{server.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=10) as reply:
         text = reply.read().decode()
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            reason = sample.labels.get("reason")
+            for key in {sample.name, f"{sample.name}[{reason}]"}:
+                sums[key] = sums.get(key, 0.0) + sample.value
     return sums
 
 
@@ -196,7 +203,7 @@ async def start(tiny_bundle: Bundle) -> AsyncIterator[Start]:
     servers: list[CloudServer] = []
 
     async def start_one(**overrides: Any) -> CloudServer:
-        defaults = {
+        defaults: dict[str, Any] = {
             "listen": "127.0.0.1:0",
             "metrics": "",
             "bundles": (str(tiny_bundle.path),),

@@ -70,9 +70,9 @@ def raw_open(client: Client, **fields: Any) -> pb.EdgeMessage:
 
 async def refusal(client: Client, first: pb.EdgeMessage) -> tuple[grpc.StatusCode, str]:
     """Send one message and return how the stream ends."""
-    call = client.stub.Infer()
-    await call.write(first)
-    return await Edge(call, client.bundle, Checksum.CRC16).status()
+    edge = Edge(client.stub.Infer(), client.bundle, Checksum.CRC16)
+    await edge.write(first)
+    return await edge.status()
 
 
 OTHER_DIGEST = bytes(range(32))
@@ -251,13 +251,18 @@ async def test_a_packet_that_belongs_nowhere_ends_the_stream(
 
 
 async def test_more_timesteps_than_the_window_end_the_stream(
-    client: Client, bystander: Bystander
+    start: Start, connect: Connect, bystander: Bystander
 ) -> None:
+    server = await start(metrics="127.0.0.1:0")
+    client = connect(server)
     async with bystander(client), client.opened() as edge:
         await edge.send(*edge.packets(0, random_codes(client.bundle, 0))[:2])
         code, details = await edge.status()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "expected at most 1 timesteps of a sample without verdict, got 2" in details
+    figures = await asyncio.to_thread(scrape, server)
+    assert figures["neucodex_cloud_samples_total[error]"] == 1
+    assert figures["neucodex_cloud_rejected_total[protocol]"] == 1
 
 
 async def test_more_samples_than_agreed_end_the_stream(
@@ -343,8 +348,9 @@ async def test_an_edge_that_vanishes_in_mid_sample_leaves_nothing_behind(
             while await client.slots_in_use() > 1:
                 await asyncio.sleep(0.005)
     async with asyncio.timeout(10):
-        while (await asyncio.to_thread(scrape, server))["neucodex_cloud_streams"]:
+        while (figures := await asyncio.to_thread(scrape, server))["neucodex_cloud_streams"]:
             await asyncio.sleep(0.005)
+    assert figures["neucodex_cloud_samples_total[disconnected]"] == 3
 
 
 async def test_a_silent_edge_loses_its_sample(

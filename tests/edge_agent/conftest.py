@@ -64,6 +64,10 @@ class Metered:
             if sample.name == f"neucodex_{name}" and labels.items() <= sample.labels.items()
         )
 
+    def counts(self, name: str, value: float) -> bool:
+        """Say whether a metric has this value."""
+        return self.count(name) == value
+
 
 class Relay:
     """A TCP relay whose target can change, and whose connections can be cut or held up."""

@@ -11,7 +11,7 @@ from edge_agent.answers import Latency
 from edge_agent.inputs import Frames, Reader, Recording, Source, Worker
 from shared.errors import InputError
 from shared.metrics import EdgeMetrics
-from shared.model.bundle import Bundle, Preprocessing
+from shared.model.bundle import Preprocessing
 from shared.model.spec import BottleneckSpec, NetworkSpec
 
 STATIC = NetworkSpec(
@@ -115,6 +115,6 @@ async def test_an_unusable_timestep_is_refused(frame: np.ndarray) -> None:
         await frames_of(recording, STATIC).at(0)
 
 
-async def test_an_image_file_is_decoded_for_the_network(tiny_bundle: Bundle) -> None:
+async def test_bytes_are_read_as_an_image_file() -> None:
     with pytest.raises(InputError, match="expected an image file"):
         await frames_of(b"no image", STATIC).at(0)

@@ -12,9 +12,9 @@ from training.calibrate import (
     CODE_LAYER,
     Decisions,
     LabelledFrames,
+    binomial_cdf,
     calibrate,
     distribution,
-    exit_accuracy,
     exit_timesteps,
     fit_alpha,
     fit_temperature,
@@ -63,26 +63,30 @@ def test_exit_timesteps_are_those_of_the_exit_rule(seed: int, alpha: float, exac
         assert found[sample] == first
 
 
-def test_alpha_is_the_smallest_within_the_budget() -> None:
-    # Sample i is sure to degree i / 100 at once and right at once from 50 on; at last always right.
-    confidences = np.tile(np.linspace(0, 0.99, 100, dtype=np.float32), (2, 1))
-    labels = np.zeros(100, np.int64)
-    early = np.where(np.arange(100) < 50, 1, 0)
+def test_binomial_cdf() -> None:
+    assert binomial_cdf(4, 10, 0.3) == pytest.approx(0.8497317)
+    assert binomial_cdf(0, 2500, 0.005) == pytest.approx(0.995**2500)
+    assert binomial_cdf(10, 10, 0.3) == pytest.approx(1)
+
+
+def test_alpha_keeps_its_budget_with_certainty() -> None:
+    # Every hundredth sample is wrong early; the most confident samples come first.
+    number = np.arange(2000)
+    labels = np.zeros(2000, np.int64)
+    early = np.where(number % 100 == 0, 1, 0)
+    confidences = np.stack([1 - number / 2000, np.ones(2000)]).astype(np.float32)
     decisions = Decisions(np.stack([early, labels]), confidences)
 
-    none, two, all_of_them = (fit_alpha(decisions, labels, b) for b in (0.5, 2.5, 100))
-
-    assert none == pytest.approx(0.49)
-    assert two == pytest.approx(0.47)
-    assert all_of_them == 0
-    exit_at = exit_timesteps(decisions, expand_alpha(two, 2))
-    assert exit_accuracy(decisions, labels, exit_at) == 0.98
+    # At 0.5 % of 2,000, four losses pass the test (P = 0.029) and five do not (P = 0.067).
+    assert fit_alpha(decisions, labels, 0.5) == pytest.approx(0.8, abs=0.002)
+    assert fit_alpha(decisions, labels, 5.0) == 0
+    assert fit_alpha(decisions, labels, 0.01) == 1
 
 
 def test_early_exit_that_gains_accuracy_is_no_loss() -> None:
-    decisions = Decisions(np.array([[0, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32))
+    decisions = Decisions(np.repeat([[0], [1]], 1000, 1), np.full((2, 1000), 0.5, np.float32))
 
-    assert fit_alpha(decisions, np.zeros(2, np.int64), 0.5) == 0
+    assert fit_alpha(decisions, np.zeros(1000, np.int64), 0.5) == 0
 
 
 def test_distribution() -> None:

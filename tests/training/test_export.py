@@ -11,6 +11,7 @@ from safetensors.torch import load as load_safetensors
 
 from shared.engine import onnx_runtime, torch_engine
 from shared.engine.base import zero_state
+from shared.errors import BundleError
 from shared.model.bundle import WEIGHTS, Bundle, PartName
 from shared.model.spec import BottleneckSpec, NetworkSpec, NeuronSpec
 from shared.model.split import SplitNetwork
@@ -43,7 +44,7 @@ def test_graphs_are_valid_and_say_nothing_of_the_machine(
     content = tiny_bundle.read(f"{part}.onnx")
     model = graph_of(tiny_bundle, part)
 
-    for word in (str(Path.cwd()), "site-packages", ".py", "/"):
+    for word in (str(Path.cwd()), "site-packages", ".py"):
         assert word.encode() not in content
     assert not model.doc_string
     assert not model.metadata_props
@@ -133,7 +134,7 @@ def test_a_weight_too_large_for_float16_is_refused() -> None:
 def test_a_directory_that_is_no_bundle_is_not_replaced(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
 
-    with pytest.raises(FileExistsError, match="expected no directory or an older bundle"):
+    with pytest.raises(BundleError, match="expected nothing or an older bundle"):
         write_bundle(
             SplitNetwork(EVENT_SPEC),
             None,  # type: ignore[arg-type]

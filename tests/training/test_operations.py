@@ -78,7 +78,7 @@ def test_operations_of_a_network(tiny_bundle: Bundle) -> None:
 def test_a_counter_listens_only_inside_its_block(tiny_bundle: Bundle) -> None:
     head = load_network(tiny_bundle).head()
     counter = OperationCounter(head)
-    x = torch.ones(1, 1, *tiny_bundle.spec.input_shape)
+    x = torch.full((1, 1, *tiny_bundle.spec.input_shape), 0.5)
     with torch.no_grad():
         head(x)
         with counter:

@@ -187,6 +187,8 @@ def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
         ({"files": {"head.onnx": "short"}}, "files"),
         ({"parts": {"middle": {}}}, "parts"),
         ({"labels": [1]}, "labels"),
+        ({"labels": ["cat"]}, "expected 10 labels, got 1"),
+        ({"preprocessing": {"mean": [0.5], "std": [1, 1, 1]}}, "expected 3 numbers for mean"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused(
@@ -195,6 +197,22 @@ def test_a_manifest_of_another_form_is_refused(
     edit_manifest(copy, **changes)
 
     with pytest.raises(BundleError, match=named):
+        Bundle(copy)
+
+
+def test_a_part_whose_shapes_are_not_those_of_the_spec_is_refused(copy: Path) -> None:
+    content = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    content["parts"]["head"]["output"]["shape"] = [1 << 20, 8, 8]
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match="expected head to map"):
+        Bundle(copy)
+
+    content["parts"]["head"]["output"]["shape"] = [4, 8, 8]
+    content["parts"]["tail"]["states"][0]["shape"] = [1]
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match="expected tail to hand on states"):
         Bundle(copy)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from shared.errors import InputError
 from shared.model.bundle import Preprocessing
-from shared.model.preprocessing import decode_image, prepare
+from shared.model.preprocessing import FORMATS, decode_image, prepare
 from shared.model.spec import BottleneckSpec, NetworkSpec
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
@@ -85,6 +85,14 @@ def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
         decode_image(data, (3, 8, 8))
 
 
+def test_kinds_whose_decoders_start_programs_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(random_pixels()).save(buffer, "EPS")
+
+    with pytest.raises(InputError, match="expected an image file"):
+        decode_image(buffer.getvalue(), (3, 8, 8))
+
+
 def test_a_truncated_picture_is_refused() -> None:
     data = encoded(random_pixels(64, 64))
 
@@ -109,10 +117,19 @@ def test_no_bytes_raise_anything_but_input_error(data: bytes) -> None:
         decode_image(data, (3, 8, 8))
 
 
-@given(position=st.integers(8, 200), value=st.integers(0, 255))
-def test_a_damaged_picture_raises_input_error_or_decodes(position: int, value: int) -> None:
-    data = bytearray(encoded(random_pixels()))
-    data[position] = value
+@given(
+    kind=st.sampled_from(FORMATS),
+    edits=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8),
+    keep=st.floats(0.1, 1),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of corrupt metadata
+def test_a_damaged_picture_raises_input_error_or_decodes(
+    kind: str, edits: list[tuple[float, int]], keep: float
+) -> None:
+    data = bytearray(encoded(random_pixels(), kind))
+    for position, value in edits:
+        data[int(position * len(data))] = value
+    del data[int(keep * len(data)) :]
     try:
         decoded = decode_image(bytes(data), (3, 8, 8))
     except InputError:
