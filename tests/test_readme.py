@@ -23,7 +23,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
-ADDRESS = "unix:/tmp/edge.sock"
+ADDRESS = "unix:edge.sock"
 """Of the daemon in the README's Python example."""
 BIN = Path(sys.executable).parent
 
