@@ -12,7 +12,6 @@ from shared.codec.codecs import get_codec
 from shared.codec.packet import Checksum, SampleDecoder
 from shared.errors import CheckError, CodecError, ProtocolError, SampleCode
 from shared.messages import EdgeMessage, Open, Opened, Settings
-from shared.metrics import CloudStage
 
 
 class CodeStream(Stream):
@@ -56,18 +55,17 @@ class CodeStream(Stream):
 
     def carry_out(self, action: Action) -> None:
         """Carry out one action."""
-        match action:
-            case Step(number, packet):
-                self._step(number, packet)
-            case Discard(steps, size_bytes):
-                wasted_bytes = payload_bytes(size_bytes, steps, self._checksum)
-                self.part.metrics.wasted(steps, wasted_bytes)
-            case _:
-                super().carry_out(action)
-        if isinstance(action, Begin):
-            self._decoders[action.sample] = self._decoder(action.settings)
-        elif isinstance(action, Release):
-            del self._decoders[action.sample]
+        if isinstance(action, Step):
+            self._step(action.sample, action.packet)
+        elif isinstance(action, Discard):
+            wasted_bytes = payload_bytes(action.size_bytes, action.steps, self._checksum)
+            self.part.metrics.wasted(action.steps, wasted_bytes)
+        else:
+            super().carry_out(action)
+            if isinstance(action, Begin):
+                self._decoders[action.sample] = self._decoder(action.settings)
+            elif isinstance(action, Release):
+                del self._decoders[action.sample]
 
     def _decoder(self, settings: Settings) -> SampleDecoder:
         spec = self.part.bundle.spec
@@ -85,9 +83,9 @@ class CodeStream(Stream):
             self.perform(self.session.failed(number, code, str(error)))
             return
         metrics = self.part.metrics
-        metrics.stage(CloudStage.DECODE, time.perf_counter() - began)
+        metrics.decoded(time.perf_counter() - began)
         metrics.payload(payload_bytes(len(packet), len(frames), self._checksum))
-        self._live[number].feed(list(frames), self._arrived_seconds)
+        self._live[number].feed(frames[:, None], self._arrived_seconds)
 
 
 def resolved(settings: Settings, timesteps: int) -> Settings:

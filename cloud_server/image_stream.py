@@ -15,7 +15,6 @@ from cloud_server.session import Action, Begin, Release
 from cloud_server.stream import Stream
 from shared.errors import InputError, SampleCode
 from shared.messages import Opened, Settings
-from shared.metrics import CloudStage
 from shared.model.bundle import Bundle
 from shared.model.preprocessing import decode_image, prepare
 
@@ -88,12 +87,12 @@ class ImageStream(Stream):
             self.break_off(error)
         else:
             del self._loading[number]
-            self.part.metrics.stage(CloudStage.DECODE_INPUT, time.perf_counter() - began)
+            self.part.metrics.input_decoded(time.perf_counter() - began)
             self._live[number].feed(frames, arrived_seconds)
 
 
 def load_frames(value: Input | InputError, bundle: Bundle) -> list[NDArray[np.float32]]:
-    """Turn a sample's input into the network's, float32 ``[C, H, W]`` per timestep.
+    """Turn a sample's input into the network's, float32 ``[1, C, H, W]`` per timestep.
 
     Raises:
         InputError: it cannot be used.
@@ -103,4 +102,4 @@ def load_frames(value: Input | InputError, bundle: Bundle) -> list[NDArray[np.fl
     spec = bundle.spec
     array = decode_image(value, spec.input_shape) if isinstance(value, bytes) else value
     frames = prepare(array, spec, bundle.manifest.preprocessing)
-    return [frames] * spec.timesteps if frames.ndim == 3 else list(frames)
+    return [frames[None]] * spec.timesteps if frames.ndim == 3 else list(frames[:, None])

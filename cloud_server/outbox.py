@@ -20,7 +20,9 @@ class Outbox:
         self._failures: list[Failure] = []
         self._draining: Draining | None = None
         self._ended = False
-        self._changed = asyncio.Event()
+        self._ready = False
+        """There is something to take, or the end."""
+        self._taker: asyncio.Future[None] | None = None
 
     def put(self, item: Opened | Verdict | Failure | Draining) -> None:
         """Add something to be written.
@@ -41,16 +43,27 @@ class Outbox:
                 self._opened = item
             case Draining():
                 self._draining = item
-        self._changed.set()
+        self._tell()
 
     def end(self) -> None:
         """Let :meth:`take` return None once everything has been taken."""
         self._ended = True
-        self._changed.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._ready = True
+        if self._taker is not None and not self._taker.done():
+            self._taker.set_result(None)
 
     async def take(self) -> CloudMessage | None:
-        """Wait for something to write and return all of it; None after the end."""
-        await self._changed.wait()
+        """Wait for something to write and return all of it; None after the end.
+
+        One taker at a time.
+        """
+        if not self._ready:
+            # A bare future: an asyncio.Event costs twice as much, for every message.
+            self._taker = asyncio.get_running_loop().create_future()
+            await self._taker
         message = CloudMessage(
             opened=self._opened,
             verdicts=tuple(self._verdicts),
@@ -62,6 +75,5 @@ class Outbox:
         self._failures.clear()
         if message == CloudMessage():
             return None
-        if not self._ended:
-            self._changed.clear()
+        self._ready = self._ended
         return message

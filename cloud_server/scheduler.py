@@ -3,7 +3,7 @@
 A timestep is to us what a token is to a language-model server, the membrane state its cache. Each
 engine call takes at most one ready timestep of every sample, the oldest first. All methods belong
 to the event loop's thread; only the engine call itself, with gathering, scattering and judging,
-runs on the scheduler's one worker thread.
+runs on the scheduler's one worker thread, unless it is over sooner than the thread would start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -25,10 +26,13 @@ from cloud_server.part_metrics import PartMetrics
 from cloud_server.slots import Slots
 from shared.engine.base import Array, Engine
 from shared.errors import EngineError, SampleCode
-from shared.exit_rule import Confidence, Decision, Logits, decide
-from shared.metrics import CloudStage
+from shared.exit_rule import Confidence, Decision, Decisions, Logits, decide_all
 
 logger = logging.getLogger(__name__)
+
+INLINE_SECONDS = 50e-6
+"""An engine whose last call took less than this is called on the event loop itself: handing the
+call to a thread and back costs more, and holds the loop up no less."""
 
 
 class Judged(NamedTuple):
@@ -70,7 +74,6 @@ class Sample:
     listener: Listener
     confidence: Confidence
     slot: int
-    logit_sum: Logits
     timestep: int = 0
     """The next timestep to be computed."""
     queue: deque[_Timestep] = field(default_factory=deque)
@@ -83,9 +86,11 @@ Batch = Sequence[tuple[Sample, _Timestep]]
 
 
 class _Computed(NamedTuple):
-    """What an engine call gave; per sample its decision, or why there is none."""
+    """What an engine call gave."""
 
-    outcomes: list[Decision | EngineError]
+    logit_sums: Logits
+    """float32 ``[N, K]``, of the timesteps so far."""
+    decisions: Decisions
     engine_seconds: float
     exit_rule_seconds: float
 
@@ -100,6 +105,7 @@ class Scheduler:
         metrics: of this part.
         max_batch: most samples in one engine call.
         max_wait_seconds: longest that an idle engine waits for a fuller batch.
+        inline_seconds: an engine whose last call was shorter runs on the event loop.
     """
 
     def __init__(
@@ -111,13 +117,18 @@ class Scheduler:
         metrics: PartMetrics,
         max_batch: int,
         max_wait_seconds: float = 0.0,
+        inline_seconds: float = INLINE_SECONDS,
     ) -> None:
         self._engine = engine
-        self._slots = Slots(engine.state_shapes, slots)
+        # The sum of a sample's logits is kept as one more state array.
+        self._slots = Slots((*engine.state_shapes, engine.output_shape), slots)
         self._temperature = temperature
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_seconds = max_wait_seconds
+        self._inline_seconds = inline_seconds
+        self._call_seconds = float("inf")
+        """What the last engine call took."""
         self._sequence = itertools.count()
         self._ready: list[tuple[int, Sample]] = []
         """Heap of the samples that wait for the engine, by the age of their next timestep."""
@@ -127,6 +138,11 @@ class Scheduler:
         self._closed = False
         # The thread itself starts with the first engine call.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{metrics.model}")
+        metrics.watch(
+            slots_in_use=lambda: self.slots_in_use,
+            slot_bytes=self._slots.slot_bytes,
+            queue_depth=lambda: self._queued,
+        )
 
     @property
     def slots_limit(self) -> int:
@@ -144,17 +160,14 @@ class Scheduler:
 
     def begin(self, listener: Listener, confidence: Confidence) -> Sample:
         """Give a new sample a slot; ValueError where :meth:`has_slot` is false."""
-        logit_sum = np.zeros(self._engine.output_shape, np.float32)
-        sample = Sample(listener, confidence, self._slots.take(), logit_sum)
-        self._tell_slots()
-        return sample
+        return Sample(listener, confidence, self._slots.take())
 
     def feed(self, sample: Sample, frames: Iterable[Array], arrived_seconds: float) -> None:
         """Queue the sample's next timesteps.
 
         Args:
             sample: begun and not released.
-            frames: one engine input (without N) per timestep.
+            frames: one engine input, ``[1, ...]``, per timestep.
             arrived_seconds: when they arrived, ``time.perf_counter()``.
 
         Raises:
@@ -163,14 +176,11 @@ class Scheduler:
         if sample.released:
             raise ValueError("expected a sample under way, got a released one")
         queued_seconds = time.perf_counter()
-        was_waiting = bool(sample.queue)
-        before = len(sample.queue)
-        sample.queue.extend(
-            _Timestep(next(self._sequence), arrived_seconds, queued_seconds, frame)
-            for frame in frames
-        )
-        self._count_queued(len(sample.queue) - before)
-        if not was_waiting and not sample.held:
+        queue, was_waiting = sample.queue, bool(sample.queue)
+        for frame in frames:
+            queue.append(_Timestep(next(self._sequence), arrived_seconds, queued_seconds, frame))
+            self._queued += 1
+        if queue and not was_waiting and not sample.held:
             self._make_ready(sample)
         self._wake()
 
@@ -185,10 +195,10 @@ class Scheduler:
         sample.released = True
         if sample.queue:
             self._metrics.wasted(len(sample.queue))
-            self._count_queued(-len(sample.queue))
+            self._queued -= len(sample.queue)
             sample.queue.clear()
         if not sample.held:
-            self._free(sample)
+            self._slots.give_back(sample.slot)
 
     async def close(self) -> None:
         """Wait for the engine call under way; start no other."""
@@ -224,9 +234,32 @@ class Scheduler:
             self._start_handle = loop.call_later(wait_seconds, self._start)
             return
         batch = self._take_batch()
-        if batch:
+        if batch and self._call_seconds < self._inline_seconds:
+            self._call_inline(batch)
+        elif batch:
             self._call = loop.run_in_executor(self._executor, self._compute, batch)
-            self._call.add_done_callback(lambda call: self._settle(batch, call))
+            self._call.add_done_callback(lambda call: self._called(batch, call))
+
+    def _call_inline(self, batch: Batch) -> None:
+        """Call the engine here and now; messages may come in between before the next call."""
+        try:
+            computed = self._compute(batch)
+        except Exception as error:
+            self._fail(batch, error)
+        else:
+            self._settle(batch, computed)
+        if self._ready:
+            self._wake()
+
+    def _called(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
+        """The worker thread is done with a batch: settle it, start the next call."""
+        self._call = None
+        error = call.exception()
+        if error is None:
+            self._settle(batch, call.result())
+        else:
+            self._fail(batch, error)
+        self._start()
 
     def _wait_seconds(self) -> float:
         """Return how much longer a batch that is not full should wait."""
@@ -247,69 +280,74 @@ class Scheduler:
             step = sample.queue.popleft()
             sample.held = True
             batch.append((sample, step))
-            self._metrics.stage(CloudStage.QUEUE, now - step.queued_seconds)
-        self._count_queued(-len(batch))
+            self._metrics.queued(now - step.queued_seconds)
+        self._queued -= len(batch)
         return batch
 
     def _compute(self, batch: Batch) -> _Computed:
         """Run one engine call; on the worker thread, which alone touches the held slots."""
         slots = [sample.slot for sample, _ in batch]
-        x = np.stack([step.frame for _, step in batch])
+        x = np.concatenate([step.frame for _, step in batch])
         began = time.perf_counter()
-        logits, state = self._engine.step(x, self._slots.gather(slots))
+        *before, logit_sums = self._slots.gather(slots)
+        logits, state = self._engine.step(x, tuple(before))
         ended = time.perf_counter()
-        self._slots.scatter(slots, state)
-        outcomes = [
-            self._judge(sample, row) for (sample, _), row in zip(batch, logits, strict=True)
-        ]
-        return _Computed(outcomes, ended - began, time.perf_counter() - ended)
+        logit_sums += logits
+        self._slots.scatter(slots, (*state, logit_sums))
+        decisions = self._judge(batch, logit_sums)
+        return _Computed(logit_sums, decisions, ended - began, time.perf_counter() - ended)
 
-    def _judge(self, sample: Sample, logits: Logits) -> Decision | EngineError:
-        sample.logit_sum = sample.logit_sum + logits
-        try:
-            return decide(sample.logit_sum, sample.timestep, self._temperature, sample.confidence)
-        except EngineError as error:
-            return error
+    def _judge(self, batch: Batch, logit_sums: Logits) -> Decisions:
+        """Decide about every sample with its own kind of confidence."""
+        timesteps = [sample.timestep for sample, _ in batch]
+        kinds = [sample.confidence for sample, _ in batch]
+        decisions = decide_all(logit_sums, timesteps, self._temperature, kinds[0])
+        for kind in set(kinds) - {kinds[0]}:
+            others = [index for index, each in enumerate(kinds) if each is kind]
+            decisions.confidences[others] = decide_all(
+                logit_sums[others], [timesteps[index] for index in others], self._temperature, kind
+            ).confidences
+        return decisions
 
-    def _settle(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
-        """Tell the samples of a finished call what came of it; start the next call."""
-        self._call = None
-        outcomes: Sequence[Decision | BaseException]
-        error = call.exception()
-        if error is None:
-            computed = call.result()
-            outcomes = computed.outcomes
-            self._metrics.engine_call(
-                len(batch), computed.engine_seconds, computed.exit_rule_seconds
-            )
-        else:
-            logger.error("engine call of %d samples failed", len(batch), exc_info=error)
-            outcomes = [error] * len(batch)
-        for (sample, step), outcome in zip(batch, outcomes, strict=True):
-            self._tell(sample, step, outcome)
-        self._start()
+    def _settle(self, batch: Batch, computed: _Computed) -> None:
+        """Tell the samples of a finished call what came of it."""
+        self._call_seconds = computed.engine_seconds
+        self._metrics.engine_call(len(batch), computed.engine_seconds, computed.exit_rule_seconds)
+        labels, confidences = computed.decisions
+        rows = zip(batch, labels.tolist(), confidences.tolist(), computed.logit_sums, strict=True)
+        for (sample, step), label, confidence, logit_sum in rows:
+            if math.isnan(confidence):
+                error = EngineError(f"expected finite logits, got {logit_sum.tolist()}")
+                self._tell_failed(sample, error)
+                continue
+            decision = Decision(label, confidence)
+            judged = Judged(sample.timestep, decision, logit_sum, step.arrived_seconds)
+            self._tell(sample, judged)
 
-    def _tell(self, sample: Sample, step: _Timestep, outcome: Decision | BaseException) -> None:
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        """Tell the samples of a call that it failed."""
+        self._call_seconds = float("inf")
+        logger.error("engine call of %d samples failed", len(batch), exc_info=error)
+        for sample, _ in batch:
+            self._tell_failed(sample, error)
+
+    def _tell(self, sample: Sample, judged: Judged) -> None:
+        if self._is_wanted(sample):
+            sample.timestep += 1
+            sample.listener.judged(judged)
+            if sample.queue:
+                self._make_ready(sample)
+
+    def _tell_failed(self, sample: Sample, error: BaseException) -> None:
+        if self._is_wanted(sample):
+            sample.listener.failed(SampleCode.WORKER_LOST, f"the engine failed: {error}")
+            if sample.queue:
+                self._make_ready(sample)
+
+    def _is_wanted(self, sample: Sample) -> bool:
+        """Let go of a sample that a call has held; free its slot if it ended meanwhile."""
         sample.held = False
         if sample.released:
             self._metrics.wasted(1)
-            self._free(sample)
-        elif isinstance(outcome, BaseException):
-            sample.listener.failed(SampleCode.WORKER_LOST, f"the engine failed: {outcome}")
-        else:
-            judged = Judged(sample.timestep, outcome, sample.logit_sum, step.arrived_seconds)
-            sample.timestep += 1
-            sample.listener.judged(judged)
-        if sample.queue:
-            self._make_ready(sample)
-
-    def _free(self, sample: Sample) -> None:
-        self._slots.give_back(sample.slot)
-        self._tell_slots()
-
-    def _tell_slots(self) -> None:
-        self._metrics.slots(self._slots.in_use, self._slots.slot_bytes)
-
-    def _count_queued(self, change: int) -> None:
-        self._queued += change
-        self._metrics.queue_depth(self._queued)
+            self._slots.give_back(sample.slot)
+        return not sample.released

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from importlib import metadata
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from msgspec.structs import replace
 
 from cloud_server import image_stream
 from cloud_server.admission import Admission, AdmissionError
@@ -29,7 +29,7 @@ from protos import co_inference_pb2_grpc
 from shared import rpc, wire
 from shared.errors import InputError, NeucodexError, ProtocolError
 from shared.messages import PROTOCOL_VERSION, CloudMessage, Opened
-from shared.metrics import CloudMetrics, Direction, RejectReason, Rpc
+from shared.metrics import CloudMetrics, RejectReason, Rpc
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ async def _read(
     try:
         while (message := await context.read()) is not grpc.aio.EOF:
             arrived_seconds = time.perf_counter()
-            stream.part.metrics.message(message.ByteSize(), Direction.RECEIVED)
+            stream.part.metrics.received(message.ByteSize())
             receive(stream, message, arrived_seconds)
         stream.half_closed()
     except Exception as error:
@@ -253,7 +253,7 @@ async def _write(stream: Stream, context: Context) -> None:
 async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:
     encoded = wire.cloud_message_to_proto(message)
     await context.write(encoded)
-    stream.part.metrics.message(encoded.ByteSize(), Direction.SENT)
+    stream.part.metrics.sent(encoded.ByteSize())
 
 
 def _receive_codes(stream: CodeStream, message: pb.EdgeMessage, arrived_seconds: float) -> None:

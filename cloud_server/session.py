@@ -16,6 +16,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from shared.codec.packet import parse_header
 from shared.errors import CodecError, ProtocolError, SampleCode
 from shared.exit_rule import exits
@@ -33,54 +35,47 @@ class Ending(Enum):
     DISCONNECTED = "disconnected"
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(msgspec.Struct, frozen=True):
     """Take a state slot for the sample and make its decoder."""
 
     sample: int
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """Decode the packet and queue its timesteps for the tail."""
 
     sample: int
     packet: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Drop the sample's queued timesteps and give its slot back."""
 
     sample: int
     ending: Ending
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send a verdict or a failure."""
 
     message: Verdict | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class SendDraining:
+class SendDraining(msgspec.Struct, frozen=True):
     """Tell the edge that samples after ``last_sample`` were not begun."""
 
     last_sample: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(msgspec.Struct, frozen=True):
     """Count a packet that came for an ended sample as wasted."""
 
     steps: int
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """End the stream in good order: nothing more will be sent."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cloud_server.config import CloudConfig
 from cloud_server.model_store import ServedPart
@@ -46,7 +46,7 @@ class LiveSample:
         self._ticket = self._scheduler.begin(self, settings.confidence)
         self._timer = self._arm()
 
-    def feed(self, frames: Sequence[Array], arrived_seconds: float) -> None:
+    def feed(self, frames: Iterable[Array], arrived_seconds: float) -> None:
         """Queue its next timesteps."""
         self._active_at = self._loop.time()
         self._scheduler.feed(self._ticket, frames, arrived_seconds)
@@ -59,8 +59,7 @@ class LiveSample:
     def judged(self, judged: Judged) -> None:
         """The network's word on its next timestep."""
         self._active_at = self._loop.time()
-        verdict = self._stream.verdict(self._number, judged)
-        self._stream.drive(lambda: self._stream.session.judged(verdict))
+        self._stream.judged(self._number, judged)
 
     def failed(self, code: SampleCode, message: str) -> None:
         """It cannot go on."""
@@ -145,19 +144,26 @@ class Stream:
     def carry_out(self, action: Action) -> None:
         """Carry out one action; the kinds of streams add theirs."""
         match action:
+            case Send():
+                self._send(action.message)
             case Begin(number, settings):
                 self._live[number] = LiveSample(self, number, settings)
             case Release(number, ending):
                 self._live.pop(number).release()
                 self.part.metrics.sample_released(ending)
-            case Send(message):
-                self._send(message)
             case SendDraining(last_sample):
                 self.outbox.put(Draining(last_sample))
             case End():
                 self.outbox.end()
 
-    def verdict(self, number: int, judged: Judged) -> Verdict:
+    def judged(self, number: int, judged: Judged) -> None:
+        """Carry out what follows from the network's word on a sample's next timestep."""
+        try:
+            self.perform(self.session.judged(self._verdict(number, judged)))
+        except Exception as error:
+            self.break_off(error)
+
+    def _verdict(self, number: int, judged: Judged) -> Verdict:
         """Put the network's word in the words of the protocol."""
         logits: tuple[float, ...] = ()
         if self._want_logits:
@@ -192,4 +198,4 @@ class Stream:
         if isinstance(message, Failure):
             self.part.metrics.sample_failed(message.code)
         else:
-            self.part.metrics.service(message.service_seconds)
+            self.part.metrics.served(message.service_seconds)

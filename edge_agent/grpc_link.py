@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+from msgspec.structs import replace
 
 from edge_agent.link import CloudFullError, merge
 from protos import co_inference_pb2 as pb

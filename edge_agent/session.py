@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from shared.errors import ProtocolError, SampleCode
 from shared.exit_rule import exits
 from shared.messages import Draining, Failure, Opened, ReplyMode, Settings, Verdict
@@ -28,23 +30,20 @@ class ReplayReason(Enum):
     WORKER_LOST = "worker_lost"
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(msgspec.Struct, frozen=True):
     """Run head and encoder for this timestep; answer with :meth:`EdgeSession.computed`."""
 
     ticket: int
     timestep: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendSettings:
+class SendSettings(msgspec.Struct, frozen=True):
     """Send new settings, before any later packet."""
 
     settings: Settings
 
 
-@dataclass(frozen=True, slots=True)
-class SendPacket:
+class SendPacket(msgspec.Struct, frozen=True):
     """Send the timesteps ``timestep .. timestep + steps - 1`` of a sample under ``number``.
 
     ``timestep == 0`` begins the sample: the encoder starts afresh, with ``settings.codec``, or
@@ -58,15 +57,13 @@ class SendPacket:
     raw: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SendCancel:
+class SendCancel(msgspec.Struct, frozen=True):
     """Give up a sample of the present stream."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The sample is answered; ``wasted`` timesteps were sent after its exit."""
 
     ticket: int
@@ -74,8 +71,7 @@ class Answer:
     wasted: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """The cloud cannot answer this sample."""
 
     ticket: int
@@ -83,24 +79,21 @@ class Fail:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Call :meth:`EdgeSession.retry` for this ticket after so many seconds."""
 
     ticket: int
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """For the record: the sample will be sent again from its first timestep."""
 
     ticket: int
     reason: ReplayReason
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnect:
+class Reconnect(msgspec.Struct, frozen=True):
     """Close the present stream, if there is one, and open another."""
 
 

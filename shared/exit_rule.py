@@ -9,6 +9,8 @@ SEENN (max softmax), DT-SNN (entropy) and SNNCutoff (top-1/top-2 gap).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -36,6 +38,15 @@ class Decision(NamedTuple):
     """A float32 value, exactly representable as such."""
 
 
+class Decisions(NamedTuple):
+    """The classifier's word on many samples, ``[N]``, or after every timestep, ``[T, N]``."""
+
+    labels: NDArray[np.int64]
+    """int64."""
+    confidences: NDArray[np.float32]
+    """float32; NaN where the logits are not finite."""
+
+
 def expand_alpha(alpha: float | tuple[float, ...], timesteps: int) -> tuple[float, ...]:
     """Return alpha as ``timesteps - 1`` float32 values, one per timestep that may exit early.
 
@@ -56,7 +67,8 @@ def expand_alpha(alpha: float | tuple[float, ...], timesteps: int) -> tuple[floa
 
 def exits(confidence: float, timestep: int, alpha: tuple[float, ...]) -> bool:
     """Say whether a sample ends after ``timestep`` (0-based); ``alpha`` as expanded."""
-    return timestep >= len(alpha) or bool(np.float32(confidence) > np.float32(alpha[timestep]))
+    # Both are float32 values, so that comparing them as float64 is the same and takes no array.
+    return timestep >= len(alpha) or confidence > alpha[timestep]
 
 
 def decide(
@@ -73,23 +85,62 @@ def decide(
     Raises:
         EngineError: the logits are not finite.
     """
-    if not np.isfinite(logit_sum).all():
+    (label,), (confidence,) = decide_all(logit_sum[None], [timestep], temperature, kind)
+    if np.isnan(confidence):
         raise EngineError(f"expected finite logits, got {logit_sum.tolist()}")
-    scaled = logit_sum / np.float32(timestep + 1) / np.float32(temperature)
-    return Decision(int(scaled.argmax()), float(confidence_of(scaled, kind)))
+    return Decision(int(label), float(confidence))
 
 
-def confidence_of(scaled: Logits, kind: Confidence) -> np.float32:
-    """Return the confidence, float32 in [0, 1], of temperature-scaled logits ``[K]``."""
-    shifted = scaled - scaled.max()
+def decide_all(
+    logit_sums: Logits,
+    timesteps: Sequence[int],
+    temperature: float,
+    kind: Confidence = Confidence.MAX_SOFTMAX,
+) -> Decisions:
+    """Judge many samples at once, each as :func:`decide` would alone.
+
+    Args:
+        logit_sums: float32, ``[N, K]``.
+        timesteps: N of them, 0-based, each sample's own.
+        temperature: see :func:`decide`.
+        kind: which confidence.
+    """
+    # One sum, in float64 lest it overflow, tells whether all are finite; they nearly always are.
+    if not math.isfinite(logit_sums.sum(dtype=np.float64)):
+        return _decide_finite(logit_sums, timesteps, temperature, kind)
+    divisors = np.array([[(timestep + 1) * temperature] for timestep in timesteps], np.float32)
+    scaled = logit_sums / divisors
+    return Decisions(scaled.argmax(axis=-1), confidence_of(scaled, kind))
+
+
+def _decide_finite(
+    logit_sums: Logits, timesteps: Sequence[int], temperature: float, kind: Confidence
+) -> Decisions:
+    """Judge the samples whose logits are finite; the others get a confidence of NaN."""
+    wrong = np.flatnonzero(~np.isfinite(logit_sums).all(axis=-1))
+    harmless = logit_sums.copy()
+    harmless[wrong] = 0
+    decisions = decide_all(harmless, timesteps, temperature, kind)
+    decisions.confidences[wrong] = np.nan
+    return decisions
+
+
+def confidence_of(scaled: Logits, kind: Confidence) -> NDArray[np.float32]:
+    """Return confidences, float32 ``[N]`` in [0, 1], of temperature-scaled logits ``[N, K]``."""
+    shifted = scaled - scaled.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
-    probabilities = exponentials / exponentials.sum()
+    totals = exponentials.sum(axis=-1, keepdims=True)
     if kind is Confidence.MAX_SOFTMAX:
-        return np.float32(probabilities.max())
+        # The largest exponential is exp(0).
+        largest: NDArray[np.float32] = np.float32(1) / totals[:, 0]
+        return largest
+    probabilities = exponentials / totals
     if kind is Confidence.MARGIN:
-        second, first = np.partition(probabilities, -2)[-2:]
-        return np.float32(first - second)
-    log_probabilities = shifted - np.log(exponentials.sum())
-    entropy = -(probabilities * log_probabilities).sum()
+        second, first = np.partition(probabilities, -2, axis=-1)[:, -2:].T
+        margin: NDArray[np.float32] = first - second
+        return margin
+    entropies = -(probabilities * (shifted - np.log(totals))).sum(axis=-1)
     # Rounding may put the entropy of equal logits a hair above ln K.
-    return np.float32(max(0.0, 1 - entropy / np.log(np.float32(len(scaled)))))
+    most = np.log(np.float32(scaled.shape[-1]))
+    confidences: NDArray[np.float32] = np.maximum(np.float32(0), 1 - entropies / most)
+    return confidences

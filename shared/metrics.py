@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -455,6 +455,8 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
 }
 
 Child = TypeVar("Child", Counter, Gauge, Histogram)
+Tell = Callable[[float], None]
+"""Takes in one amount or observation."""
 
 
 class _Families:
@@ -474,6 +476,14 @@ class _Families:
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
         self._child(Histogram, name, labels).observe(value)
+
+    def counter(self, name: str, *labels: str) -> Tell:
+        """Return what adds to a counter, resolved once for one that is told all the time."""
+        return self._child(Counter, name, labels).inc
+
+    def observer(self, name: str, *labels: str) -> Tell:
+        """Return what adds observations to a histogram, resolved once."""
+        return self._child(Histogram, name, labels).observe
 
     def gauge(self, name: str, *labels: str) -> Gauge:
         """Return a gauge."""
@@ -595,19 +605,24 @@ class _SideMetrics:
             }
         )
 
-    def _add_operations(
-        self, model: str, part: str, operations: Operations, timesteps: float
-    ) -> None:
-        for kind in OperationKind:
-            amount = getattr(operations, kind) * timesteps
-            self._families.count("synaptic_operations_total", model, part, kind, amount=amount)
-        self._families.count(
-            "modelled_energy_joules_total",
-            model,
-            part,
-            energy.SOURCE,
-            amount=energy.joules(operations, timesteps),
-        )
+    def _operations(self, model: str, part: str, operations: Operations) -> Tell:
+        """Return what takes in timesteps of a part; modelled energy follows from them."""
+        counters = [
+            (
+                self._families.counter("synaptic_operations_total", model, part, kind),
+                getattr(operations, kind),
+            )
+            for kind in OperationKind
+        ]
+        labels = (model, part, energy.SOURCE)
+        counter = self._families.counter("modelled_energy_joules_total", *labels)
+        counters.append((counter, energy.joules(operations, 1)))
+
+        def tell(timesteps: float) -> None:
+            for count, per_timestep in counters:
+                count(per_timestep * timesteps)
+
+        return tell
 
 
 class EdgeMetrics(_SideMetrics):
@@ -670,7 +685,7 @@ class EdgeMetrics(_SideMetrics):
 
     def operations(self, part: Part, operations: Operations, timesteps: float) -> None:
         """A part ran for so many timesteps of one sample; modelled energy follows from it."""
-        self._add_operations(self._model, part, operations, timesteps)
+        self._operations(self._model, part, operations)(timesteps)
 
     def answered(
         self,
@@ -742,6 +757,9 @@ class EdgeMetrics(_SideMetrics):
 class CloudMetrics(_SideMetrics):
     """What the cloud tells about all its models.
 
+    What happens with every timestep is told through functions that these methods return, with the
+    labels resolved once: with many streams, telling is a good part of the server's work.
+
     Args:
         registry: a fresh registry of this daemon.
     """
@@ -754,26 +772,37 @@ class CloudMetrics(_SideMetrics):
         self._describe_model(model, digest, spec)
         self._families.start(model)
         self._families.gauge("cloud_slots_limit", model).set(slots_limit)
-        self.slots(model, in_use=0, state_bytes=0)
-        self.queue_depth(model, 0)
 
-    def service(self, model: str, seconds: float) -> None:
-        """A verdict was ready ``seconds`` after its packet arrived."""
-        self._families.observe("cloud_service_duration_seconds", model, value=seconds)
-
-    def stage(self, model: str, stage: CloudStage, seconds: float) -> None:
-        """One stage took so long."""
-        self._families.observe("cloud_stage_duration_seconds", model, stage, value=seconds)
-
-    def payload(
-        self, model: str, payload_bytes: int, direction: Direction = Direction.RECEIVED
+    def watch(
+        self,
+        model: str,
+        *,
+        slots_in_use: Callable[[], int],
+        slot_bytes: int,
+        queue_depth: Callable[[], int],
     ) -> None:
-        """Code bits of one packet arrived."""
-        self._families.count("cloud_payload_bytes_total", model, direction, amount=payload_bytes)
+        """Show, as they are at every scrape, slots of so many bytes, and timesteps that wait."""
+        self._families.gauge("cloud_slots_in_use", model).set_function(slots_in_use)
+        self._families.gauge("cloud_session_state_bytes", model).set_function(
+            lambda: slots_in_use() * slot_bytes
+        )
+        self._families.gauge("cloud_queue_depth", model).set_function(queue_depth)
 
-    def message(self, model: str, message_bytes: int, direction: Direction) -> None:
-        """A serialised message was sent or received."""
-        self._families.count("cloud_message_bytes_total", model, direction, amount=message_bytes)
+    def service(self, model: str) -> Tell:
+        """Return what takes in the seconds from each packet's arrival to its verdict."""
+        return self._families.observer("cloud_service_duration_seconds", model)
+
+    def stage(self, model: str, stage: CloudStage) -> Tell:
+        """Return what takes in the seconds of one stage."""
+        return self._families.observer("cloud_stage_duration_seconds", model, stage)
+
+    def payload(self, model: str, direction: Direction = Direction.RECEIVED) -> Tell:
+        """Return what takes in the bytes of code bits in each packet."""
+        return self._families.counter("cloud_payload_bytes_total", model, direction)
+
+    def message(self, model: str, direction: Direction) -> Tell:
+        """Return what takes in the bytes of each serialised message."""
+        return self._families.counter("cloud_message_bytes_total", model, direction)
 
     def stream_opened(self, rpc: Rpc) -> None:
         """A stream began."""
@@ -787,23 +816,20 @@ class CloudMetrics(_SideMetrics):
         """A sample ended, answered or not."""
         self._families.count("cloud_samples_total", model, reason)
 
-    def slots(self, model: str, in_use: int, state_bytes: int) -> None:
-        """So many slots, holding so much membrane state, are in use now."""
-        self._families.gauge("cloud_slots_in_use", model).set(in_use)
-        self._families.gauge("cloud_session_state_bytes", model).set(state_bytes)
+    def batch(self, model: str) -> Tell:
+        """Return what takes in the size of each batch: one timestep of so many samples."""
+        observe = self._families.observer("cloud_batch_size", model)
+        count = self._families.counter("cloud_timesteps_total", model)
 
-    def queue_depth(self, model: str, timesteps: int) -> None:
-        """So many timesteps wait for the engine now."""
-        self._families.gauge("cloud_queue_depth", model).set(timesteps)
+        def tell(size: float) -> None:
+            observe(size)
+            count(size)
 
-    def batch(self, model: str, size: int) -> None:
-        """The engine computed one timestep of each of ``size`` samples."""
-        self._families.observe("cloud_batch_size", model, value=size)
-        self._families.count("cloud_timesteps_total", model, amount=size)
+        return tell
 
-    def operations(self, model: str, part: Part, operations: Operations, timesteps: float) -> None:
-        """A part ran for so many timesteps; modelled energy follows from it."""
-        self._add_operations(model, part, operations, timesteps)
+    def operations(self, model: str, part: Part, operations: Operations) -> Tell:
+        """Return what takes in the timesteps of a part; modelled energy follows from them."""
+        return self._operations(model, part, operations)
 
     def wasted(self, model: str, timesteps: int, payload_bytes: int) -> None:
         """A packet came for a sample that had already ended."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cloud_server import session as cloud
 from edge_agent import session as edge

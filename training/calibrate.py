@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.engine.base import Array, Engine, zero_state
 from shared.engine.onnx_runtime import load_engine
-from shared.exit_rule import Confidence, decide, expand_alpha
+from shared.exit_rule import Confidence, Decisions, decide_all, expand_alpha
 from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
@@ -47,15 +47,6 @@ class Run(NamedTuple):
     """float32, ``[T, N, K]``."""
     firing_rates: dict[str, float]
     """Mean spikes per neuron and timestep, by LIF layer."""
-
-
-class Decisions(NamedTuple):
-    """The exit rule's word for every sample after every timestep."""
-
-    labels: NDArray[np.int64]
-    """int64, ``[T, N]``."""
-    confidences: NDArray[np.float32]
-    """float32, ``[T, N]``."""
 
 
 class NamedEngine(NamedTuple):
@@ -157,12 +148,12 @@ def judge(
     """Apply the exit rule's decision to single-timestep logits ``[T, N, K]``."""
     sums = np.cumsum(logits, axis=0)
     decisions = [
-        [decide(sample, timestep, temperature, kind) for sample in step]
+        decide_all(step, [timestep] * len(step), temperature, kind)
         for timestep, step in enumerate(sums)
     ]
     return Decisions(
-        np.array([[d.label for d in step] for step in decisions], np.int64),
-        np.array([[d.confidence for d in step] for step in decisions], np.float32),
+        np.stack([each.labels for each in decisions]),
+        np.stack([each.confidences for each in decisions]),
     )
 
 

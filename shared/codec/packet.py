@@ -90,14 +90,23 @@ def parse_header(packet: bytes) -> Header:
     head = packet[0]
     if head >> 6 == 3:
         raise CodecError("expected packet kind 0, 1 or 2, got 3")
-    kind = Kind(head >> 6)
-    return Header(
+    header = _HEADERS[head]
+    if header.kind is Kind.STEPS:
+        return header._replace(steps=_parse_steps(packet))
+    return header
+
+
+_HEADERS = tuple(
+    Header(
         timestep_mod8=head & 7,
         first=bool(head >> 3 & 1),
         sample_mod4=head >> 4 & 3,
-        kind=kind,
-        steps=_parse_steps(packet) if kind is Kind.STEPS else 1,
+        kind=Kind(head >> 6),
+        steps=1,
     )
+    for head in range(3 << 6)
+)
+"""What every valid first byte says; made once, since a server reads one per timestep."""
 
 
 def _parse_steps(packet: bytes) -> int:
@@ -166,12 +175,15 @@ class _Sample:
         """Timesteps yet to come."""
         return self.timesteps - self.timestep
 
-    def advance(self, frames: Frames) -> bytes:
-        """Remember decoded frames, uint8 ``[k, n]``; return the check of their packet."""
+    def advance(self, frames: Frames, packed: bytes | None) -> bytes:
+        """Remember decoded frames, uint8 ``[k, n]``; return the check of their packet.
+
+        ``packed`` is what :func:`pack` makes of them, where that is known already.
+        """
         self.history.extend(frames)
         if self.checksum is Checksum.NONE:
             return b""
-        self._seed = binascii.crc_hqx(pack(frames), self._seed)
+        self._seed = binascii.crc_hqx(pack(frames) if packed is None else packed, self._seed)
         return self._seed.to_bytes(2, "big")
 
 
@@ -245,7 +257,7 @@ class SampleEncoder:
 
     def _packet(self, kind: Kind, frames: Frames, payload: bytes) -> EncodedPacket:
         timestep = self._sample.timestep
-        check = self._sample.advance(frames)
+        check = self._sample.advance(frames, payload if kind is Kind.RAW else None)
         return EncodedPacket(timestep, len(frames), kind, payload, check)
 
 
@@ -270,7 +282,8 @@ class SampleDecoder:
         """Decode the sample's next packet. After an error no further one is taken.
 
         Returns:
-            The first timestep in it and the frames, uint8 ``[k, C, H, W]``.
+            The first timestep in it and the frames, uint8 ``[k, C, H, W]``, read-only: the codec
+            remembers them.
 
         Raises:
             CheckError: the check differs from that of the decoded bits.
@@ -283,13 +296,15 @@ class SampleDecoder:
         self._check_order(header)
         payload, check = self._cut(packet, header)
         frames = self._frames(header, payload)
-        expected = self._sample.advance(frames)
+        expected = self._sample.advance(frames, payload if header.kind is Kind.RAW else None)
         if check != expected:
             raise CheckError(
                 f"timestep {timestep}: expected check {expected.hex()}, got {check.hex()}"
             )
         self._dead = False
-        return timestep, frames.reshape(header.steps, *self._sample.shape).copy()
+        shaped = frames.reshape(header.steps, *self._sample.shape)
+        shaped.flags.writeable = False
+        return timestep, shaped
 
     def _check_order(self, header: Header) -> None:
         sample = self._sample

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from cloud_server.server import CloudServer
 from protos import co_inference_pb2 as pb

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -80,7 +81,7 @@ class Ear:
 
     def feed(self, *frames: Array) -> None:
         assert self.sample is not None
-        self.scheduler.feed(self.sample, frames, 0.0)
+        self.scheduler.feed(self.sample, [frame[None] for frame in frames], 0.0)
 
     def release(self) -> None:
         assert self.sample is not None
@@ -107,6 +108,8 @@ def engine() -> GatedEngine:
 
 
 Make = Callable[..., Scheduler]
+INLINE = pytest.mark.parametrize("inline_seconds", [0.0, 60.0], ids=["thread", "inline"])
+"""Every engine call on the worker thread, or all but the first on the event loop."""
 
 
 @pytest.fixture
@@ -114,7 +117,11 @@ async def make(engine: GatedEngine) -> AsyncIterator[Make]:
     made: list[Scheduler] = []
 
     def make_one(
-        slots: int = 8, max_batch: int = 8, max_wait_seconds: float = 0.0, of: Engine = engine
+        slots: int = 8,
+        max_batch: int = 8,
+        max_wait_seconds: float = 0.0,
+        of: Engine = engine,
+        inline_seconds: float = 0.0,
     ) -> Scheduler:
         made.append(
             Scheduler(
@@ -124,6 +131,7 @@ async def make(engine: GatedEngine) -> AsyncIterator[Make]:
                 metrics=part_metrics(),
                 max_batch=max_batch,
                 max_wait_seconds=max_wait_seconds,
+                inline_seconds=inline_seconds,
             )
         )
         return made[-1]
@@ -144,8 +152,11 @@ async def hold_engine(engine: GatedEngine, scheduler: Scheduler) -> Ear:
     return ear
 
 
-async def test_timesteps_are_judged_in_order_on_summed_logits(make: Make) -> None:
-    ear = Ear(make()).begin()
+@INLINE
+async def test_timesteps_are_judged_in_order_on_summed_logits(
+    make: Make, inline_seconds: float
+) -> None:
+    ear = Ear(make(inline_seconds=inline_seconds)).begin()
     ear.feed(frame(1, 1.0), frame(1, 2.0), frame(1, 3.0))
     await ear.until_it(lambda ear: len(ear.heard) == 3)
     assert [judged.timestep for judged in ear.heard] == [0, 1, 2]
@@ -191,6 +202,30 @@ async def test_the_oldest_timesteps_go_first_up_to_max_batch(
     await ears[2].until_it(lambda ear: len(ear.heard) == 2)
     # By age: 0 1 2 0 1 2.
     assert engine.batches[1:] == [[0, 1], [2, 0], [1, 2]]
+
+
+async def test_a_quick_engine_runs_on_the_loop_and_a_slow_one_on_the_thread(make: Make) -> None:
+    class Engine(GatedEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threads: list[str] = []
+            self.seconds = 0.0
+
+        def step(self, x: Array, state: State) -> tuple[Array, State]:
+            self.threads.append(threading.current_thread().name)
+            time.sleep(self.seconds)
+            return super().step(x, state)
+
+    engine = Engine()
+    scheduler = make(of=engine, inline_seconds=0.05)
+    for seconds in (0.0, 0.0, 0.1, 0.0, 0.0):
+        engine.seconds = seconds
+        ear = Ear(scheduler, until=1).begin()
+        ear.feed(frame(1))
+        await ear.until_it(lambda ear: bool(ear.heard))
+    main, worker = threading.current_thread().name, "engine-model_0"
+    # Where a call runs follows from what the one before it took; the first one's is not known.
+    assert engine.threads == [worker, main, main, worker, main]
 
 
 async def test_an_engine_told_to_wait_starts_early_when_the_batch_is_full(
@@ -264,10 +299,14 @@ async def test_a_sample_is_released_once(make: Make) -> None:
 
 
 @pytest.mark.parametrize("error", [EngineError("no memory"), RuntimeError("a bug")])
+@INLINE
 async def test_a_failed_call_fails_its_samples_and_the_next_call_works(
-    make: Make, engine: GatedEngine, error: Exception
+    make: Make, engine: GatedEngine, error: Exception, inline_seconds: float
 ) -> None:
-    scheduler = make()
+    scheduler = make(inline_seconds=inline_seconds)
+    before = Ear(scheduler, until=1).begin()
+    before.feed(frame(1))
+    await before.until_it(lambda ear: bool(ear.heard))
     ears = [Ear(scheduler).begin() for _ in range(2)]
     engine.error = error
     for ear in ears:
@@ -294,11 +333,12 @@ async def test_logits_that_are_not_finite_fail_their_sample_alone(make: Make) ->
     assert scheduler.slots_in_use == 0
 
 
+@INLINE
 async def test_every_slot_comes_back_once_in_any_order_of_events(
-    make: Make, engine: GatedEngine
+    make: Make, engine: GatedEngine, inline_seconds: float
 ) -> None:
     choose = random.Random(0)
-    scheduler = make(slots=5, max_batch=3)
+    scheduler = make(slots=5, max_batch=3, inline_seconds=inline_seconds)
     live: list[Ear] = []
     for turn in range(600):
         live = [ear for ear in live if ear.sample is not None and not ear.sample.released]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_agent.answers import Answer, ClosingError, QueueFullError
 from edge_agent.grpc_link import GrpcLink

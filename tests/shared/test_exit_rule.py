@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from shared.errors import EngineError
-from shared.exit_rule import Confidence, confidence_of, decide, exits, expand_alpha
+from shared.exit_rule import Confidence, confidence_of, decide, decide_all, exits, expand_alpha
 
 LOGITS = arrays(
     np.float32,
@@ -31,7 +31,7 @@ def test_confidences_are_their_formulas(scaled: NDArray[np.float32]) -> None:
     second, first = np.sort(p)[-2:]
     entropy = -(p[p > 0] * np.log(p[p > 0])).sum()
 
-    found = {kind: confidence_of(scaled, kind) for kind in Confidence}
+    found = {kind: confidence_of(scaled[None], kind)[0] for kind in Confidence}
 
     assert found[Confidence.MAX_SOFTMAX] == pytest.approx(first, abs=1e-5)
     assert found[Confidence.MARGIN] == pytest.approx(first - second, abs=1e-5)
@@ -64,7 +64,7 @@ def test_the_mean_is_scaled_by_the_temperature() -> None:
 
 
 def test_equal_logits_are_as_unsure_as_can_be() -> None:
-    scaled = np.zeros(10, np.float32)
+    scaled = np.zeros((1, 10), np.float32)
 
     assert confidence_of(scaled, Confidence.MAX_SOFTMAX) == pytest.approx(0.1)
     assert confidence_of(scaled, Confidence.MARGIN) == 0
@@ -120,3 +120,29 @@ def test_a_list_of_another_length_is_refused() -> None:
 def test_nan_is_no_alpha(alpha: float | tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="expected numbers for alpha"):
         expand_alpha(alpha, 4)
+
+
+@given(
+    arrays(np.float32, (5, 10), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False)),
+    st.lists(st.integers(0, 7), min_size=5, max_size=5),
+    st.sampled_from(list(Confidence)),
+    st.sets(st.integers(0, 4)),
+)
+def test_many_are_judged_as_each_alone(
+    logit_sums: NDArray[np.float32], timesteps: list[int], kind: Confidence, broken: set[int]
+) -> None:
+    for row, value in zip(
+        sorted(broken), (math.nan, math.inf, -math.inf, math.nan, 0), strict=False
+    ):
+        logit_sums[row, row] = value
+
+    labels, confidences = decide_all(logit_sums, timesteps, 1.7, kind)
+
+    for row, timestep in enumerate(timesteps):
+        if np.isfinite(logit_sums[row]).all():
+            alone = decide(logit_sums[row], timestep, 1.7, kind)
+            assert (labels[row], float(confidences[row])) == alone
+        else:
+            assert math.isnan(confidences[row])
+            with pytest.raises(EngineError, match="finite"):
+                decide(logit_sums[row], timestep, 1.7, kind)

@@ -187,12 +187,12 @@ def test_one_timestep_has_no_threshold(edge: EdgeMetrics, value: Read) -> None:
 
 
 def test_cloud_work(cloud: CloudMetrics, value: Read) -> None:
-    cloud.service("tiny", 0.004)
-    cloud.stage("tiny", CloudStage.TAIL, 0.003)
-    cloud.payload("tiny", 32)
-    cloud.message("tiny", 40, Direction.RECEIVED)
-    cloud.batch("tiny", 8)
-    cloud.operations("tiny", Part.TAIL, OPERATIONS, timesteps=8)
+    cloud.service("tiny")(0.004)
+    cloud.stage("tiny", CloudStage.TAIL)(0.003)
+    cloud.payload("tiny")(32)
+    cloud.message("tiny", Direction.RECEIVED)(40)
+    cloud.batch("tiny")(8)
+    cloud.operations("tiny", Part.TAIL, OPERATIONS)(8)
     cloud.sample_ended("tiny", SampleEnd.CONFIDENT)
     cloud.wasted("tiny", timesteps=1, payload_bytes=32)
     assert value("cloud_service_duration_seconds_sum", model="tiny") == 0.004
@@ -208,8 +208,9 @@ def test_cloud_work(cloud: CloudMetrics, value: Read) -> None:
 
 
 def test_cloud_room(cloud: CloudMetrics, value: Read) -> None:
-    cloud.slots("tiny", in_use=3, state_bytes=3072)
-    cloud.queue_depth("tiny", 5)
+    in_use = [0]
+    cloud.watch("tiny", slots_in_use=lambda: in_use[0], slot_bytes=1024, queue_depth=lambda: 5)
+    in_use[0] = 3
     cloud.stream_opened(Rpc.INFER)
     cloud.stream_opened(Rpc.INFER)
     cloud.stream_closed(Rpc.INFER)

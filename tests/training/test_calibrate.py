@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shared.exit_rule import exits, expand_alpha
+from shared.exit_rule import Decisions, exits, expand_alpha
 from shared.model.bundle import Bundle
 from training.calibrate import (
     CODE_LAYER,
-    Decisions,
     LabelledFrames,
     binomial_cdf,
     calibrate,

@@ -220,7 +220,8 @@ def test_history_is_safe_from_a_caller_that_reuses_its_arrays() -> None:
     frames = FRAMES[:1].copy()
     packet = sample.encode(frames)[0]
     frames[:] = 0
-    other.decode(packet.to_bytes(0))[1][:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        other.decode(packet.to_bytes(0))[1][:] = 0
     packet = sample.encode(FRAMES[:1])[0]
     assert packet.kind is Kind.CODED
     np.testing.assert_array_equal(other.decode(packet.to_bytes(0))[1], FRAMES[:1])
