@@ -32,7 +32,6 @@ train-demo: $(VENV)/.test
 	$(if $(DATA),,$(error expected DATA=folder-with-CIFAR-10))
 	$(BIN)/python -m training.fit training/recipes/resnet18-cifar10-demo.toml --resume \
 		--data $(DATA) $(if $(TEACHER),--teacher $(TEACHER)) --out $(RUN)
-	$(BIN)/python -m training.average $(RUN) --data $(DATA) --phases 1 2
 	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle
 	$(BIN)/python -m training.evaluate $(RUN)/bundle --data $(DATA) --out $(RUN)/evaluation.json
 	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle \
@@ -43,7 +42,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.runtime: pyproject.toml constraints.txt shared/codec/_native.c | $(VENV)/bin/python
 	$(PIP) --editable '.[edge,cloud]'
 	touch $@
 

@@ -68,8 +68,8 @@ class CodeStream(Stream):
                 del self._decoders[action.sample]
 
     def _decoder(self, settings: Settings) -> SampleDecoder:
-        spec = self.part.bundle.spec
-        codec = get_codec(settings.codec)
+        bundle = self.part.bundle
+        codec, spec = get_codec(settings.codec, bundle.codecs), bundle.spec
         return SampleDecoder(codec, spec.code_shape, spec.timesteps, self._checksum)
 
     def _step(self, number: int, packet: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.codec.codecs import CODECS
+from shared.codec.codecs import NAMES
 from shared.errors import ConfigError
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -47,7 +47,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Largest k: timesteps in one packet."""
     max_samples_in_flight: Annotated[int, msgspec.Meta(ge=1, le=3)] = 3
     """Largest S: samples of one stream begun and not ended."""
-    codecs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("raw", "zstd")
+    codecs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = NAMES
     """Codecs that edges may choose from."""
     open_timeout_seconds: Seconds = 10.0
     """A stream whose first message does not come within this time is ended."""
@@ -61,9 +61,9 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Least important messages that are logged."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.codecs if name not in CODECS]
+        unknown = [name for name in self.codecs if name not in NAMES]
         if unknown:
-            raise ValueError(f"codecs: expected names of {', '.join(CODECS)}, got {unknown}")
+            raise ValueError(f"codecs: expected names of {', '.join(NAMES)}, got {unknown}")
         if self.engine == "onnxruntime" and self.device != "cpu":
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"

@@ -42,8 +42,12 @@ class Model:
         config: the server's.
         metrics: the server's.
 
+    Attributes:
+        codecs: names of those that edges may use, of the configured ones.
+
     Raises:
         BundleError: the bundle lacks the tail, or is damaged.
+        ConfigError: none of the configured codecs is in the bundle.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Model:
         self._config = config
         self._metrics = metrics
         self._calibration = bundle.calibration()
+        self.codecs = _codecs(bundle, config)
         self.tail = self._serve(Part.TAIL, label, load_engine(bundle, Part.TAIL, config))
         self._whole: ServedPart | None = None
         self._whole_lock = asyncio.Lock()
@@ -169,6 +174,16 @@ def load_engine(bundle: Bundle, part: Part, config: CloudConfig) -> Engine:
 
         return torch_engine.load_engine(bundle, part.value, device=config.device)
     return onnx_runtime.load_engine(bundle, part.value, threads=config.threads)
+
+
+def _codecs(bundle: Bundle, config: CloudConfig) -> tuple[str, ...]:
+    found = tuple(name for name in config.codecs if name in bundle.codecs)
+    if not found:
+        raise ConfigError(
+            f"codecs: expected one of {', '.join(bundle.codecs)} for {bundle.path}, "
+            f"got {', '.join(config.codecs)}"
+        )
+    return found
 
 
 def _labels(bundles: Sequence[Bundle]) -> list[str]:

@@ -12,7 +12,6 @@ import asyncio
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from cloud_server.part_metrics import PartMetrics
 from cloud_server.slots import Slots
 from shared.engine.base import Array, Engine
 from shared.errors import EngineError, SampleCode
-from shared.exit_rule import Confidence, Decision, Decisions, Logits, decide_all
+from shared.exit_rule import Confidence, Decision, added, decide
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ class Judged(NamedTuple):
 
     timestep: int
     decision: Decision
-    logit_sum: Logits
-    """float32 ``[K]``, of the timesteps so far."""
+    logit_sum: list[float]
+    """K numbers, of the timesteps so far."""
     arrived_seconds: float
     """When its packet arrived, as told to :meth:`Scheduler.feed`."""
 
@@ -74,6 +73,7 @@ class Sample:
     listener: Listener
     confidence: Confidence
     slot: int
+    logit_sum: list[float]
     timestep: int = 0
     """The next timestep to be computed."""
     queue: deque[_Timestep] = field(default_factory=deque)
@@ -86,11 +86,9 @@ Batch = Sequence[tuple[Sample, _Timestep]]
 
 
 class _Computed(NamedTuple):
-    """What an engine call gave."""
+    """What an engine call gave; per sample its decision, or why there is none."""
 
-    logit_sums: Logits
-    """float32 ``[N, K]``, of the timesteps so far."""
-    decisions: Decisions
+    outcomes: list[Decision | EngineError]
     engine_seconds: float
     exit_rule_seconds: float
 
@@ -120,8 +118,7 @@ class Scheduler:
         inline_seconds: float = INLINE_SECONDS,
     ) -> None:
         self._engine = engine
-        # The sum of a sample's logits is kept as one more state array.
-        self._slots = Slots((*engine.state_shapes, engine.output_shape), slots)
+        self._slots = Slots(engine.state_shapes, slots)
         self._temperature = temperature
         self._metrics = metrics
         self._max_batch = max_batch
@@ -160,7 +157,8 @@ class Scheduler:
 
     def begin(self, listener: Listener, confidence: Confidence) -> Sample:
         """Give a new sample a slot; ValueError where :meth:`has_slot` is false."""
-        return Sample(listener, confidence, self._slots.take())
+        (classes,) = self._engine.output_shape
+        return Sample(listener, confidence, self._slots.take(), [0.0] * classes)
 
     def feed(self, sample: Sample, frames: Iterable[Array], arrived_seconds: float) -> None:
         """Queue the sample's next timesteps.
@@ -289,65 +287,46 @@ class Scheduler:
         slots = [sample.slot for sample, _ in batch]
         x = np.concatenate([step.frame for _, step in batch])
         began = time.perf_counter()
-        *before, logit_sums = self._slots.gather(slots)
-        logits, state = self._engine.step(x, tuple(before))
+        logits, state = self._engine.step(x, self._slots.gather(slots))
         ended = time.perf_counter()
-        logit_sums += logits
-        self._slots.scatter(slots, (*state, logit_sums))
-        decisions = self._judge(batch, logit_sums)
-        return _Computed(logit_sums, decisions, ended - began, time.perf_counter() - ended)
+        self._slots.scatter(slots, state)
+        outcomes = [
+            self._judge(sample, row)
+            for (sample, _), row in zip(batch, logits.tolist(), strict=True)
+        ]
+        return _Computed(outcomes, ended - began, time.perf_counter() - ended)
 
-    def _judge(self, batch: Batch, logit_sums: Logits) -> Decisions:
-        """Decide about every sample with its own kind of confidence."""
-        timesteps = [sample.timestep for sample, _ in batch]
-        kinds = [sample.confidence for sample, _ in batch]
-        decisions = decide_all(logit_sums, timesteps, self._temperature, kinds[0])
-        for kind in set(kinds) - {kinds[0]}:
-            others = [index for index, each in enumerate(kinds) if each is kind]
-            decisions.confidences[others] = decide_all(
-                logit_sums[others], [timesteps[index] for index in others], self._temperature, kind
-            ).confidences
-        return decisions
+    def _judge(self, sample: Sample, logits: Sequence[float]) -> Decision | EngineError:
+        sample.logit_sum = added(sample.logit_sum, logits)
+        try:
+            return decide(sample.logit_sum, sample.timestep, self._temperature, sample.confidence)
+        except EngineError as error:
+            return error
 
     def _settle(self, batch: Batch, computed: _Computed) -> None:
         """Tell the samples of a finished call what came of it."""
         self._call_seconds = computed.engine_seconds
         self._metrics.engine_call(len(batch), computed.engine_seconds, computed.exit_rule_seconds)
-        labels, confidences = computed.decisions
-        rows = zip(batch, labels.tolist(), confidences.tolist(), computed.logit_sums, strict=True)
-        for (sample, step), label, confidence, logit_sum in rows:
-            if math.isnan(confidence):
-                error = EngineError(f"expected finite logits, got {logit_sum.tolist()}")
-                self._tell_failed(sample, error)
-                continue
-            decision = Decision(label, confidence)
-            judged = Judged(sample.timestep, decision, logit_sum, step.arrived_seconds)
-            self._tell(sample, judged)
+        for (sample, step), outcome in zip(batch, computed.outcomes, strict=True):
+            self._tell(sample, step, outcome)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """Tell the samples of a call that it failed."""
         self._call_seconds = float("inf")
         logger.error("engine call of %d samples failed", len(batch), exc_info=error)
-        for sample, _ in batch:
-            self._tell_failed(sample, error)
+        for sample, step in batch:
+            self._tell(sample, step, error)
 
-    def _tell(self, sample: Sample, judged: Judged) -> None:
-        if self._is_wanted(sample):
-            sample.timestep += 1
-            sample.listener.judged(judged)
-            if sample.queue:
-                self._make_ready(sample)
-
-    def _tell_failed(self, sample: Sample, error: BaseException) -> None:
-        if self._is_wanted(sample):
-            sample.listener.failed(SampleCode.WORKER_LOST, f"the engine failed: {error}")
-            if sample.queue:
-                self._make_ready(sample)
-
-    def _is_wanted(self, sample: Sample) -> bool:
-        """Let go of a sample that a call has held; free its slot if it ended meanwhile."""
+    def _tell(self, sample: Sample, step: _Timestep, outcome: Decision | BaseException) -> None:
         sample.held = False
         if sample.released:
             self._metrics.wasted(1)
             self._slots.give_back(sample.slot)
-        return not sample.released
+        elif isinstance(outcome, BaseException):
+            sample.listener.failed(SampleCode.WORKER_LOST, f"the engine failed: {outcome}")
+        else:
+            judged = Judged(sample.timestep, outcome, sample.logit_sum, step.arrived_seconds)
+            sample.timestep += 1
+            sample.listener.judged(judged)
+        if sample.queue:
+            self._make_ready(sample)

@@ -208,7 +208,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             max_window=config.max_window,
             max_steps_per_packet=config.max_steps_per_packet,
             samples_in_flight=min(samples_in_flight, config.max_samples_in_flight),
-            codecs=config.codecs,
+            codecs=model.codecs,
             packet_idle_seconds=config.packet_idle_seconds,
             model=model.title,
         )

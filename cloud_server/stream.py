@@ -167,7 +167,7 @@ class Stream:
         """Put the network's word in the words of the protocol."""
         logits: tuple[float, ...] = ()
         if self._want_logits:
-            logits = tuple((judged.logit_sum / (judged.timestep + 1)).tolist())
+            logits = tuple(logit / (judged.timestep + 1) for logit in judged.logit_sum)
         service_seconds = time.perf_counter() - judged.arrived_seconds
         return Verdict(number, judged.timestep, *judged.decision, service_seconds, logits)
 

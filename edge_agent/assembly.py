@@ -51,6 +51,7 @@ class Kit:
             spec=self.bundle.spec,
             operations=self.calibration.operations["head"],
             worker=self.worker,
+            codecs=self.bundle.codecs,
             checksum=Checksum(config.checksum) if is_remote else Checksum.NONE,
             metrics=self.metrics,
         )
@@ -78,8 +79,16 @@ class Kit:
             reply_mode=ReplyMode(config.reply_mode),
             window=config.window,
             steps_per_packet=config.steps_per_packet,
-            codec=config.codec or self.bundle.manifest.codec,
+            codec=self.codec(),
         )
+
+    def codec(self) -> str:
+        """Return the configured codec, else the bundle's; ConfigError if the bundle has it not."""
+        name = self.config.codec or self.bundle.manifest.codec
+        if name not in self.bundle.codecs:
+            known = ", ".join(self.bundle.codecs)
+            raise ConfigError(f"codec: expected one of {known} with this bundle, got {name!r}")
+        return name
 
     def alpha(self) -> tuple[float, ...]:
         """Return alpha for T: the configured one, else the bundle's.
@@ -176,7 +185,7 @@ def _split_here(kit: Kit) -> EdgeLoop[feeds.HeadFeed]:
         kit.bundle,
         kit.options(kit.settings()),
         partial(feeds.head_feeds, kit.head, kit.reader),
-        lambda: LocalLink(tail, kit.bundle.spec, code_decoder, worker),
+        lambda: LocalLink(tail, kit.bundle, code_decoder, worker),
         kit.metrics,
     )
 
@@ -188,7 +197,7 @@ def _whole_here(kit: Kit) -> EdgeLoop[feeds.FrameFeed]:
         kit.bundle,
         kit.options(kit.settings()),
         partial(feeds.frame_feeds, kit.reader),
-        lambda: LocalLink(whole, kit.bundle.spec, frame_decoder, worker),
+        lambda: LocalLink(whole, kit.bundle, frame_decoder, worker),
         kit.metrics,
     )
 

@@ -131,7 +131,7 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         "--samples-in-flight", type=int, metavar="S", help="samples begun and not ended, 1 to 3"
     )
     parser.add_argument("--checksum", help="none or crc16")
-    parser.add_argument("--codec", help="raw, zstd, ...")
+    parser.add_argument("--codec", help="ctx, ctx-max, raw or zstd")
     parser.add_argument("--fallback", help="none or local")
     parser.add_argument(
         "--deadline-seconds", type=float, metavar="SECONDS", help="a sample's time, then it fails"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.codec.codecs import CODECS
+from shared.codec.codecs import NAMES
 from shared.errors import ConfigError
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
@@ -95,8 +95,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"network: expected 'split' unless placement is 'edge_only', got 'whole' with "
                 f"{self.placement!r}"
             )
-        if self.codec is not None and self.codec not in CODECS:
-            raise ValueError(f"codec: expected one of {', '.join(CODECS)}, got {self.codec!r}")
+        if self.codec is not None and self.codec not in NAMES:
+            raise ValueError(f"codec: expected one of {', '.join(NAMES)}, got {self.codec!r}")
         if self.engine == "onnxruntime" and self.device != "cpu":
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"

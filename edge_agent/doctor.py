@@ -16,6 +16,7 @@ import grpc.aio
 from edge_agent.config import EdgeConfig
 from protos import co_inference_pb2 as pb
 from shared import rpc
+from shared.codec import native
 from shared.errors import BundleError
 from shared.messages import PROTOCOL_VERSION
 from shared.model.bundle import Bundle
@@ -49,7 +50,7 @@ async def examine(config: EdgeConfig, root: Path = Path("/")) -> list[Check]:
         checks += await _check_cloud(config, bundle)
     sensors = list(power_sensors(root))
     found = ", ".join(sensors) or "no power sensor: energy is modelled, not measured"
-    return [*checks, Check("sensors", True, found)]
+    return [*checks, _codec(), Check("sensors", True, found)]
 
 
 def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
@@ -69,6 +70,13 @@ def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
         Check("bundle", True, f"{manifest.name} {manifest.version} at {path}, files verified"),
         Check("digest", True, bundle.digest),
     ]
+
+
+def _codec() -> Check:
+    if native.AVAILABLE:
+        return Check("codec", True, "in C")
+    found = "in Python, slower: the package was installed without a compiler"
+    return Check("codec", True, found)
 
 
 def _parts(config: EdgeConfig) -> Iterator[Any]:

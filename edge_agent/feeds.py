@@ -5,6 +5,7 @@ A feed belongs to one sample. It keeps what it computed, so that the sample can 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -16,7 +17,7 @@ from edge_agent.answers import Latency
 from edge_agent.inputs import Data, Frames, Reader, Recording, Source, Worker
 from edge_agent.session import SendPacket
 from shared import wire
-from shared.codec.codecs import get_codec
+from shared.codec.codecs import Codec, get_codec
 from shared.codec.packet import Checksum, Header, Kind, SampleEncoder
 from shared.engine.base import Engine, zero_state
 from shared.errors import InputError
@@ -67,6 +68,7 @@ class Head:
     spec: NetworkSpec
     operations: Operations
     worker: Worker
+    codecs: Mapping[str, Codec]
     checksum: Checksum
     metrics: EdgeMetrics
 
@@ -122,7 +124,7 @@ class HeadFeed:
         if encoder is None or send.timestep == 0:
             head = self._head
             encoder = self._encoder = SampleEncoder(
-                get_codec(settings.codec),
+                get_codec(settings.codec, head.codecs),
                 head.spec.code_shape,
                 head.spec.timesteps,
                 head.checksum,

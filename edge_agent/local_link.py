@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_agent.inputs import Worker
 from edge_agent.local_network import LocalNetwork, LocalRun
-from shared.codec.codecs import CODECS, get_codec
+from shared.codec.codecs import get_codec
 from shared.codec.packet import MAX_TIMESTEPS, SampleDecoder, parse_header
 from shared.engine.base import Array
 from shared.errors import (
@@ -33,22 +33,23 @@ from shared.messages import (
     Settings,
     Verdict,
 )
-from shared.model.spec import NetworkSpec
+from shared.model.bundle import Bundle
 
 Decode = Callable[[bytes], Array]
 """Packet to frames ``[k, ...]``; CodecError if it is none."""
 
 
-def code_decoder(spec: NetworkSpec, request: Open, settings: Settings) -> Decode:
+def code_decoder(bundle: Bundle, request: Open, settings: Settings) -> Decode:
     """Return what decodes one sample's code packets, uint8 ``[k, C', H', W']``."""
-    codec = get_codec(settings.codec)
+    codec, spec = get_codec(settings.codec, bundle.codecs), bundle.spec
     decoder = SampleDecoder(codec, spec.code_shape, spec.timesteps, request.checksum)
     return lambda packet: decoder.decode(packet)[1]
 
 
-def frame_decoder(spec: NetworkSpec, request: Open, settings: Settings) -> Decode:
+def frame_decoder(bundle: Bundle, request: Open, settings: Settings) -> Decode:
     """Return what decodes packets of whole frames, float32 ``[1, C, H, W]``."""
-    return lambda packet: np.frombuffer(packet, "<f4", offset=1).reshape(1, *spec.input_shape)
+    shape = (1, *bundle.spec.input_shape)
+    return lambda packet: np.frombuffer(packet, "<f4", offset=1).reshape(shape)
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class LocalLink:
 
     Args:
         network: the tail, or the whole network.
-        spec: of the bundle.
+        bundle: that it belongs to.
         decoder: how packets become the network's input.
         worker: the thread to compute on.
     """
@@ -77,12 +78,12 @@ class LocalLink:
     def __init__(
         self,
         network: LocalNetwork,
-        spec: NetworkSpec,
-        decoder: Callable[[NetworkSpec, Open, Settings], Decode],
+        bundle: Bundle,
+        decoder: Callable[[Bundle, Open, Settings], Decode],
         worker: Worker,
     ) -> None:
         self._network = network
-        self._spec = spec
+        self._bundle = bundle
         self._decoder = decoder
         self._worker = worker
         self._inbox: asyncio.Queue[EdgeMessage | None] = asyncio.Queue()
@@ -97,7 +98,7 @@ class LocalLink:
             max_window=MAX_TIMESTEPS,
             max_steps_per_packet=MAX_TIMESTEPS,
             samples_in_flight=min(request.samples_in_flight, MAX_SAMPLES_IN_FLIGHT),
-            codecs=tuple(CODECS),
+            codecs=tuple(self._bundle.codecs),
             packet_idle_seconds=0.0,
             model="local",
         )
@@ -147,7 +148,7 @@ class LocalLink:
             return number
         number, settings = self._next, self._settings
         run = self._network.begin(settings.confidence)
-        decode = self._decoder(self._spec, self._request, settings)
+        decode = self._decoder(self._bundle, self._request, settings)
         self._live[number] = _Live(settings, decode, run)
         self._next += 1
         return number

@@ -7,10 +7,9 @@ from threading import Lock
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.engine.base import Array, Engine, zero_state
-from shared.exit_rule import Confidence, Decision, decide
+from shared.exit_rule import Confidence, Decision, added, decide
 from shared.metrics import EdgeMetrics, EdgeStage, Part
 from shared.model.bundle import Calibration
 
@@ -79,7 +78,8 @@ class LocalRun:
         self._confidence = confidence
         self._count = count
         self._state = zero_state(engine, 1)
-        self._logit_sum: NDArray[np.float32] = np.zeros(engine.output_shape, np.float32)
+        (classes,) = engine.output_shape
+        self._logit_sum = [0.0] * classes
         self.timestep = 0
         """The next timestep."""
         self.seconds = 0.0
@@ -93,7 +93,7 @@ class LocalRun:
         """
         began = perf_counter()
         logits, self._state = self._engine.step(x[np.newaxis], self._state)
-        self._logit_sum = self._logit_sum + logits[0]
+        self._logit_sum = added(self._logit_sum, logits[0].tolist())
         decision = decide(self._logit_sum, self.timestep, self._temperature, self._confidence)
         self.timestep += 1
         seconds = perf_counter() - began

@@ -1,25 +1,26 @@
-"""When is a sample sure enough to stop? Pure arithmetic in float32, the same on both sides.
+"""When is a sample sure enough to stop? Pure arithmetic, the same on both sides.
 
 Logits are averaged over the timesteps so far, divided by the bundle's calibrated temperature and
-turned into a confidence; a sample exits at the first timestep whose confidence strictly exceeds
-its alpha, and always at the last. NeuCODEX names the rule and alpha but not the formula; mean
-logits (so that alpha means the same at every t) and the three confidences are our decision, after
-SEENN (max softmax), DT-SNN (entropy) and SNNCutoff (top-1/top-2 gap).
+turned into a confidence, in double precision; rounded to float32, as the wire carries it, that is
+what both sides compare with alpha. A sample exits at the first timestep whose confidence strictly
+exceeds its alpha, and always at the last. NeuCODEX names the rule and alpha but not the formula;
+mean logits (so that alpha means the same at every t) and the three confidences are our decision,
+after SEENN (max softmax), DT-SNN (entropy) and SNNCutoff (top-1/top-2 gap).
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.errors import EngineError
 
-Logits = NDArray[np.float32]
+_FLOAT32 = struct.Struct("<f")
 
 
 class Confidence(StrEnum):
@@ -36,15 +37,6 @@ class Decision(NamedTuple):
     label: int
     confidence: float
     """A float32 value, exactly representable as such."""
-
-
-class Decisions(NamedTuple):
-    """The classifier's word on many samples, ``[N]``, or after every timestep, ``[T, N]``."""
-
-    labels: NDArray[np.int64]
-    """int64."""
-    confidences: NDArray[np.float32]
-    """float32; NaN where the logits are not finite."""
 
 
 def expand_alpha(alpha: float | tuple[float, ...], timesteps: int) -> tuple[float, ...]:
@@ -71,13 +63,24 @@ def exits(confidence: float, timestep: int, alpha: tuple[float, ...]) -> bool:
     return timestep >= len(alpha) or confidence > alpha[timestep]
 
 
+def added(logit_sum: Sequence[float], logits: Sequence[float]) -> list[float]:
+    """Return the sum of the logits so far and those of the next timestep, K numbers each."""
+    return [before + now for before, now in zip(logit_sum, logits, strict=True)]
+
+
 def decide(
-    logit_sum: Logits, timestep: int, temperature: float, kind: Confidence = Confidence.MAX_SOFTMAX
+    logit_sum: Sequence[float],
+    timestep: int,
+    temperature: float,
+    kind: Confidence = Confidence.MAX_SOFTMAX,
 ) -> Decision:
     """Judge the sum of the logits of timesteps 0..``timestep``.
 
+    Plain floats, because a server judges one sample at a time and a dozen array operations on ten
+    numbers cost ten times as much.
+
     Args:
-        logit_sum: float32, ``[K]``.
+        logit_sum: K numbers.
         timestep: 0-based.
         temperature: calibrated divisor of the mean logits, above 0.
         kind: which confidence.
@@ -85,62 +88,32 @@ def decide(
     Raises:
         EngineError: the logits are not finite.
     """
-    (label,), (confidence,) = decide_all(logit_sum[None], [timestep], temperature, kind)
-    if np.isnan(confidence):
-        raise EngineError(f"expected finite logits, got {logit_sum.tolist()}")
-    return Decision(int(label), float(confidence))
+    if not math.isfinite(sum(logit_sum)):
+        raise EngineError(f"expected finite logits, got {list(logit_sum)}")
+    scale, largest = 1 / ((timestep + 1) * temperature), max(logit_sum)
+    shifted = [(logit - largest) * scale for logit in logit_sum]
+    label = logit_sum.index(largest)
+    # Rounded as the wire rounds it, so that both sides compare the same number.
+    (confidence,) = _FLOAT32.unpack(_FLOAT32.pack(confidence_of(shifted, label, kind)))
+    return Decision(label, confidence)
 
 
-def decide_all(
-    logit_sums: Logits,
-    timesteps: Sequence[int],
-    temperature: float,
-    kind: Confidence = Confidence.MAX_SOFTMAX,
-) -> Decisions:
-    """Judge many samples at once, each as :func:`decide` would alone.
+def confidence_of(shifted: Sequence[float], label: int, kind: Confidence) -> float:
+    """Return the confidence, in [0, 1], of temperature-scaled logits.
 
     Args:
-        logit_sums: float32, ``[N, K]``.
-        timesteps: N of them, 0-based, each sample's own.
-        temperature: see :func:`decide`.
+        shifted: K numbers, the largest of which, at ``label``, is 0.
+        label: the class decided for.
         kind: which confidence.
     """
-    # One sum, in float64 lest it overflow, tells whether all are finite; they nearly always are.
-    if not math.isfinite(logit_sums.sum(dtype=np.float64)):
-        return _decide_finite(logit_sums, timesteps, temperature, kind)
-    divisors = np.array([[(timestep + 1) * temperature] for timestep in timesteps], np.float32)
-    scaled = logit_sums / divisors
-    return Decisions(scaled.argmax(axis=-1), confidence_of(scaled, kind))
-
-
-def _decide_finite(
-    logit_sums: Logits, timesteps: Sequence[int], temperature: float, kind: Confidence
-) -> Decisions:
-    """Judge the samples whose logits are finite; the others get a confidence of NaN."""
-    wrong = np.flatnonzero(~np.isfinite(logit_sums).all(axis=-1))
-    harmless = logit_sums.copy()
-    harmless[wrong] = 0
-    decisions = decide_all(harmless, timesteps, temperature, kind)
-    decisions.confidences[wrong] = np.nan
-    return decisions
-
-
-def confidence_of(scaled: Logits, kind: Confidence) -> NDArray[np.float32]:
-    """Return confidences, float32 ``[N]`` in [0, 1], of temperature-scaled logits ``[N, K]``."""
-    shifted = scaled - scaled.max(axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
-    totals = exponentials.sum(axis=-1, keepdims=True)
+    exponentials = [math.exp(logit) for logit in shifted]
+    total = sum(exponentials)
     if kind is Confidence.MAX_SOFTMAX:
-        # The largest exponential is exp(0).
-        largest: NDArray[np.float32] = np.float32(1) / totals[:, 0]
-        return largest
-    probabilities = exponentials / totals
+        return 1 / total
     if kind is Confidence.MARGIN:
-        second, first = np.partition(probabilities, -2, axis=-1)[:, -2:].T
-        margin: NDArray[np.float32] = first - second
-        return margin
-    entropies = -(probabilities * (shifted - np.log(totals))).sum(axis=-1)
+        second = max(e for index, e in enumerate(exponentials) if index != label)
+        return (1 - second) / total
+    weighted = sum(e * logit for e, logit in zip(exponentials, shifted, strict=True))
+    entropy = math.log(total) - weighted / total
     # Rounding may put the entropy of equal logits a hair above ln K.
-    most = np.log(np.float32(scaled.shape[-1]))
-    confidences: NDArray[np.float32] = np.maximum(np.float32(0), 1 - entropies / most)
-    return confidences
+    return max(0.0, 1 - entropy / math.log(len(shifted)))

@@ -34,6 +34,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shared.codec import native
 from shared.energy import operations as energy
 from shared.errors import ConfigError, SampleCode
 from shared.model.bundle import Operations
@@ -586,6 +587,13 @@ class _SideMetrics:
             f"{NAMESPACE}_build", "The running program.", ("component",), registry=registry
         )
         build.labels(side).info({"version": _version(), "python": platform.python_version()})
+        codec = Info(
+            f"{NAMESPACE}_codec",
+            "Which implementation of the context codecs runs: c or python.",
+            ("component",),
+            registry=registry,
+        )
+        codec.labels(side).info({"implementation": native.IMPLEMENTATION})
         self._model_info = Info(
             f"{NAMESPACE}_model", "A model in use.", ("model",), registry=registry
         )

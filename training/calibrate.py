@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.engine.base import Array, Engine, zero_state
 from shared.engine.onnx_runtime import load_engine
-from shared.exit_rule import Confidence, Decisions, decide_all, expand_alpha
+from shared.exit_rule import Confidence, decide, expand_alpha
 from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
@@ -27,6 +27,8 @@ ALPHA_STEPS = 1000
 """Alpha is searched among this many equal steps between 0 and 1."""
 CERTAINTY = 0.95
 """Probability, over the draw of the held-out samples, that an alpha keeps its loss budget."""
+FITTING_SHARE = 5
+"""One held-out sample in so many fits temperature and codec tables; alpha is tested on the rest."""
 CODE_LAYER = "encoder.code.lif"
 """The LIF layer whose spikes are the code."""
 
@@ -40,6 +42,18 @@ class LabelledFrames(NamedTuple):
     """int64, ``[N]``."""
 
 
+def split_held_out(data: LabelledFrames) -> tuple[LabelledFrames, LabelledFrames]:
+    """Return the disjoint parts for fitting and for testing alpha.
+
+    Fitted and tested on the same samples, alpha would look safer than it is.
+    """
+    cut = len(data.labels) // FITTING_SHARE
+    return (
+        LabelledFrames(data.frames[:cut], data.labels[:cut]),
+        LabelledFrames(data.frames[cut:], data.labels[cut:]),
+    )
+
+
 class Run(NamedTuple):
     """What a chain of engines gave over all T timesteps."""
 
@@ -47,6 +61,15 @@ class Run(NamedTuple):
     """float32, ``[T, N, K]``."""
     firing_rates: dict[str, float]
     """Mean spikes per neuron and timestep, by LIF layer."""
+
+
+class Decisions(NamedTuple):
+    """The exit rule's word for every sample after every timestep."""
+
+    labels: NDArray[np.int64]
+    """int64, ``[T, N]``."""
+    confidences: NDArray[np.float32]
+    """float32, ``[T, N]``."""
 
 
 class NamedEngine(NamedTuple):
@@ -146,14 +169,14 @@ def judge(
     logits: NDArray[np.float32], temperature: float, kind: Confidence = Confidence.MAX_SOFTMAX
 ) -> Decisions:
     """Apply the exit rule's decision to single-timestep logits ``[T, N, K]``."""
-    sums = np.cumsum(logits, axis=0)
+    sums = np.cumsum(logits, axis=0, dtype=np.float64)
     decisions = [
-        decide_all(step, [timestep] * len(step), temperature, kind)
-        for timestep, step in enumerate(sums)
+        [decide(sample, timestep, temperature, kind) for sample in step]
+        for timestep, step in enumerate(sums.tolist())
     ]
     return Decisions(
-        np.stack([each.labels for each in decisions]),
-        np.stack([each.confidences for each in decisions]),
+        np.array([[d.label for d in step] for step in decisions], np.int64),
+        np.array([[d.confidence for d in step] for step in decisions], np.float32),
     )
 
 
@@ -227,17 +250,15 @@ def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Cali
         threads: CPU threads of the engines.
     """
     spec, preprocessing = bundle.spec, bundle.manifest.preprocessing
-    compressed = run_engines(
-        [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)],
-        data.frames,
-        spec,
-        preprocessing,
-    )
-    temperature = fit_temperature(compressed.logits, data.labels)
+    engines = [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)]
+    fitting, testing = split_held_out(data)
+    fitted = run_engines(engines, fitting.frames, spec, preprocessing)
+    temperature = fit_temperature(fitted.logits, fitting.labels)
+    compressed = run_engines(engines, testing.frames, spec, preprocessing)
     decisions = judge(compressed.logits, temperature)
     alpha = {
         f"loss_budget_{budget}_points": expand_alpha(
-            fit_alpha(decisions, data.labels, budget), spec.timesteps
+            fit_alpha(decisions, testing.labels, budget), spec.timesteps
         )
         for budget in LOSS_BUDGETS_POINTS
     }
@@ -251,9 +272,22 @@ def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Cali
         default_alpha=DEFAULT_ALPHA,
         exit_distribution=distribution(exit_at, spec.timesteps),
         firing_rates=rates | {"code": rates[CODE_LAYER]},
-        operations=count_operations(bundle, batches(data.frames, spec, preprocessing)),
-        images=len(data.labels),
+        operations=count_operations(bundle, batches(testing.frames, spec, preprocessing)),
+        images=len(testing.labels),
+        fitting_images=len(fitting.labels),
     )
+
+
+def head_codes(bundle: Bundle, frames: NDArray[np.uint8], threads: int = 1) -> NDArray[np.uint8]:
+    """Return the codes of samples, uint8 ``[N, T, C', H', W']``."""
+    engine, codes = named_engine(bundle, "head", threads).engine, []
+    for batch in batches(frames, bundle.spec, bundle.manifest.preprocessing):
+        state, steps = zero_state(engine, len(batch[0])), []
+        for x in batch:
+            code, state = engine.step(x, state)
+            steps.append(code)
+        codes.append(np.stack(steps, axis=1))
+    return np.concatenate(codes).astype(np.uint8)
 
 
 def named_engine(bundle: Bundle, part: PartName, threads: int = 1) -> NamedEngine:

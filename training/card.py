@@ -67,8 +67,8 @@ def calibration_section(calibration: Calibration) -> str:
     )
     return f"""## Calibration
 
-On {calibration.images:,} held-out samples: temperature {calibration.temperature:.4f}, confidence
-`{calibration.confidence}`.
+On {calibration.fitting_images:,} held-out samples: temperature {calibration.temperature:.4f} of
+confidence `{calibration.confidence}`, and the codec tables. On {calibration.images:,} others:
 
 | alpha | at t = 0, 1, ... |
 |---|---|
@@ -107,12 +107,6 @@ def _training(history: History) -> str:
         f"{_final_accuracy(last.get(phase.name))} |"
         for phase in recipe.phases
     )
-    known = {phase.name for phase in recipe.phases}
-    averages = "\n".join(
-        f"Then the {name} (training.average): {_final_accuracy(line)}."
-        for name, line in last.items()
-        if name not in known
-    )
     teacher = (
         f"Distilled from a non-spiking teacher (weight {recipe.distillation:g})."
         if history.distilled
@@ -127,8 +121,6 @@ The accuracy is on the held-out images at the phase's last timestep.
 | phase | networks | timesteps | epochs | accuracy |
 |---|---|---|---|---|
 {rows}
-
-{averages}
 """
 
 

@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.exit_rule import Confidence, Decisions
+from shared.exit_rule import Confidence
 from shared.model.bundle import WEIGHTS, Bundle
 from training.calibrate import (
     CODE_LAYER,
+    Decisions,
     LabelledFrames,
     distribution,
     exit_accuracy,

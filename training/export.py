@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from shared.codec.context_model import ContextTables, save_tables
 from shared.errors import BundleError
 from shared.model.bundle import (
     CALIBRATION,
+    CODEC_TABLES,
     MANIFEST,
     WEIGHTS,
     Bundle,
@@ -37,18 +39,19 @@ from shared.model.bundle import (
 )
 from shared.model.folding import fold
 from shared.model.split import Part, SplitNetwork
-from training.calibrate import LabelledFrames, calibrate
+from training.calibrate import LabelledFrames, calibrate, head_codes, split_held_out
 from training.card import card, read_history
 from training.data.cifar10 import CLASSES, load_cifar10
 from training.evaluate import Evaluation
 from training.fit import MEAN, STD
+from training.fit_codec import fit_tables
 from training.graphs import Border, ExportError, Slice, part_graph, refer_to_weights
 from training.recipe import load_recipe
 
 log = logging.getLogger(__name__)
 
 CARD_FILE = "CARD.md"
-CODEC = "zstd"
+CODEC = "ctx"
 EXAMPLE_SAMPLES = 2
 """Batch size of the traced example; the exporter would take 1 for a constant."""
 
@@ -62,10 +65,24 @@ class Description(NamedTuple):
     labels: tuple[str, ...]
 
 
+class Measured(NamedTuple):
+    """What is measured on a bundle whose graphs are written."""
+
+    calibration: Calibration
+    tables: ContextTables
+
+
+def measure(bundle: Bundle, held_out: LabelledFrames, *, threads: int = 1) -> Measured:
+    """Calibrate, and fit the codec tables, on samples that no training phase has seen."""
+    calibration = calibrate(bundle, held_out, threads=threads)
+    fitting, _ = split_held_out(held_out)
+    return Measured(calibration, fit_tables(head_codes(bundle, fitting.frames, threads)))
+
+
 def write_bundle(
     network: SplitNetwork,
     description: Description,
-    calibrator: Callable[[Bundle], Calibration],
+    measurer: Callable[[Bundle], Measured],
     describe: Callable[[Manifest, Calibration], str],
     out: Path,
     *,
@@ -76,7 +93,7 @@ def write_bundle(
     Args:
         network: trained, not folded.
         description: for the manifest.
-        calibrator: measures the calibration on a bundle that has none yet.
+        measurer: measures what is still missing, on a bundle that has only graphs and weights.
         describe: writes the text of ``CARD.md``.
         out: directory to write.
         half: store weights as float16 (biases stay float32).
@@ -91,7 +108,7 @@ def write_bundle(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         work = Path(scratch) / out.name
         work.mkdir()
-        _fill(work, network, description, calibrator, describe, half=half)
+        _fill(work, network, description, measurer, describe, half=half)
         shutil.rmtree(out, ignore_errors=True)
         work.replace(out)
     return Bundle(out)
@@ -101,14 +118,15 @@ def _fill(
     folder: Path,
     network: SplitNetwork,
     description: Description,
-    calibrator: Callable[[Bundle], Calibration],
+    measurer: Callable[[Bundle], Measured],
     describe: Callable[[Manifest, Calibration], str],
     *,
     half: bool,
 ) -> None:
     parts, files = export_network(network, half=half)
     manifest = _write(folder, _manifest(network, description, parts), files)
-    calibration = calibrator(Bundle(folder))
+    calibration, tables = measurer(Bundle(folder))
+    files[CODEC_TABLES] = save_tables(tables)
     files[CALIBRATION] = (
         msgspec.json.format(msgspec.json.encode(calibration, order="sorted")) + b"\n"
     )
@@ -229,7 +247,7 @@ def export_run(
     return write_bundle(
         network,
         Description(recipe.name, version, Preprocessing(mean=MEAN, std=STD), CLASSES),
-        lambda bundle: calibrate(bundle, held_out, threads=threads),
+        lambda bundle: measure(bundle, held_out, threads=threads),
         lambda manifest, calibration: card(manifest, calibration, history, evaluation),
         out,
         half=half,

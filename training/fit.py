@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from shared.model.backbones import cumulative_mean
 from shared.model.split import SplitNetwork
+from training.average import mean_weights, measure_statistics
 from training.data.cifar10 import Images, load_cifar10
 from training.recipe import Phase, Recipe, load_recipe
 from training.teacher import load_teacher, teacher_logits
@@ -53,12 +54,15 @@ def normalise(pixels: Tensor) -> Tensor:
 class Batches:
     """Shuffled, randomly shifted and mirrored batches of one data set."""
 
-    def __init__(self, images: Images, soft: Tensor | None, batch_size: int) -> None:
+    def __init__(
+        self, images: Images, soft: Tensor | None, batch_size: int, cutout: int = 0
+    ) -> None:
         pixels = torch.from_numpy(images.pixels)
         self._padded = functional.pad(pixels.float(), (PADDING,) * 4, mode="reflect").byte()
         self._labels = torch.from_numpy(images.labels)
         self._soft = soft
         self._batch_size = batch_size
+        self._cutout = cutout
 
     def __len__(self) -> int:
         return len(self._labels) // self._batch_size
@@ -80,7 +84,17 @@ class Batches:
                 columns[:, None, None, :],
             ]
             soft = None if self._soft is None else self._soft[mirrored.long(), chosen]
-            yield Batch(normalise(pixels), self._labels[chosen], soft)
+            images = normalise(pixels)
+            if self._cutout:
+                images = self._cut_out(images, generator)
+            yield Batch(images, self._labels[chosen], soft)
+
+    def _cut_out(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Set a square around a random pixel of every image to the mean colour."""
+        centres = torch.randint(32, (2, len(images), 1), generator=generator)
+        offsets = torch.arange(32) - centres + self._cutout // 2
+        rows, columns = (offsets >= 0) & (offsets < self._cutout)
+        return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 class Loss(nn.Module):
@@ -150,6 +164,20 @@ def one_cycle(step: int, steps: int) -> float:
     return position / peak if position < peak else (1 - position) / (1 - peak)
 
 
+def begin(phase: Phase, network: SplitNetwork, batches: Batches, run: Path, seed: int) -> None:
+    """Give the network the weights that a phase begins with, where it asks for others."""
+    if phase.begin_with_mean_of:
+        ends = [
+            torch.load(run / f"phase{number - 1}.pt", weights_only=True)["network"]
+            for number in phase.begin_with_mean_of
+        ]
+        network.load_state_dict(mean_weights(ends))
+        epoch = batches.epoch(torch.Generator().manual_seed(seed))
+        measure_statistics(network, (batch.images for batch in epoch))
+    if phase.fresh_tail:
+        network.tail.load_state_dict(network.backbone_tail().state_dict())
+
+
 def fit(
     recipe: Recipe,
     data: Path,
@@ -181,7 +209,7 @@ def fit(
         if not cache.exists():
             np.save(cache, teacher_logits(load_teacher(teacher), training.pixels).numpy())
         soft = torch.from_numpy(np.load(cache))
-    batches = Batches(training, soft, recipe.batch_size)
+    batches = Batches(training, soft, recipe.batch_size, recipe.cutout)
     network = SplitNetwork(recipe.network, snntorch.surrogate.atan(alpha=recipe.surrogate_alpha))
     path = out / "checkpoint.pt"
     saved = torch.load(path, weights_only=True) if resume else None
@@ -194,8 +222,8 @@ def fit(
         first_epoch = 0
         if saved is not None and index == saved["phase"]:
             first_epoch = saved["epoch"] + 1
-        elif phase.fresh_tail:
-            network.tail.load_state_dict(network.backbone_tail().state_dict())
+        else:
+            begin(phase, network, batches, out, recipe.seed)
         loss = Loss(network, recipe, phase)
         run_loss = torch.compile(loss) if compile_loss else loss
         optimiser = torch.optim.SGD(
@@ -237,7 +265,7 @@ def fit(
             }
             torch.save(state, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
-        # Kept for training.average.
+        # A later phase may begin with the mean of some phases' ends.
         shutil.copyfile(path, out / f"phase{index}.pt")
 
 

@@ -26,6 +26,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """T; the loss is the mean over the cumulative logits of every t < T."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)]
     fresh_tail: bool = False
+    begin_with_mean_of: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    """Begin with the mean weights of these phases' ends (1 is the first), see
+    :mod:`training.average`."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +40,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     holdout: Count = 2500
     """Training images (the last ones) that no phase sees; calibration uses them."""
     batch_size: Count = 128
+    cutout: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Side of the square of pixels that is blanked out at a random place of every training image
+    (DeVries and Taylor 2017); 0 for none."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 5e-4
     distillation: Share = 0.5
     """Weight of the teacher's soft targets against the labels; without a teacher, 0."""

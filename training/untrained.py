@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.model.backbones import Chain, Classifier
-from shared.model.bundle import Bundle, Calibration, Preprocessing
+from shared.model.bundle import Bundle, Preprocessing
 from shared.model.folding import fold, folded_network
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
 from shared.model.split import SplitNetwork
 from training.calibrate import (
     LabelledFrames,
-    calibrate,
     distribution,
     exit_timesteps,
     judge,
@@ -33,7 +32,7 @@ from training.calibrate import (
     run_engines,
 )
 from training.card import calibration_section
-from training.export import Description, stored_weights, write_bundle
+from training.export import Description, Measured, measure, stored_weights, write_bundle
 
 LOGIT_SPREAD = 2.0
 """Standard deviation the final mean logits are scaled to."""
@@ -62,7 +61,7 @@ def make_untrained_bundle(
             preprocessing=preprocessing,
             labels=tuple(f"class{number}" for number in range(spec.classes)),
         ),
-        lambda bundle: calibrate_to_medians(bundle, LabelledFrames(frames, labels)),
+        lambda bundle: measure_to_medians(bundle, LabelledFrames(frames, labels)),
         lambda _, calibration: f"# Untrained network\n\n{calibration_section(calibration)}",
         path,
         half=half,
@@ -83,20 +82,21 @@ def synthetic_frames(spec: NetworkSpec, samples: int, seed: int) -> NDArray[np.u
     return pixels
 
 
-def calibrate_to_medians(bundle: Bundle, data: LabelledFrames) -> Calibration:
-    """Calibrate, with a default alpha under which half of the samples exit at each timestep."""
-    calibration = calibrate(bundle, data)
+def measure_to_medians(bundle: Bundle, data: LabelledFrames) -> Measured:
+    """Measure, with a default alpha under which half of the samples exit at each timestep."""
+    calibration, tables = measure(bundle, data)
     engines = [named_engine(bundle, "head"), named_engine(bundle, "tail")]
     run = run_engines(engines, data.frames, bundle.spec, bundle.manifest.preprocessing)
     decisions = judge(run.logits, calibration.temperature)
     alpha = tuple(float(np.median(step)) for step in decisions.confidences[:-1])
     exit_at = exit_timesteps(decisions, alpha)
-    return msgspec.structs.replace(
+    calibration = msgspec.structs.replace(
         calibration,
         alpha=calibration.alpha | {"median": alpha},
         default_alpha="median",
         exit_distribution=distribution(exit_at, bundle.spec.timesteps),
     )
+    return Measured(calibration, tables)
 
 
 def neutral_preprocessing(spec: NetworkSpec) -> Preprocessing:

@@ -15,6 +15,8 @@ from typing import Protocol
 import zstandard
 
 from shared.codec.bitpack import Frames, pack, packed_bytes, unpack
+from shared.codec.context_codec import ContextCodec, MixingCodec
+from shared.codec.context_model import ContextTables
 from shared.errors import CodecError
 
 History = Sequence[Frames]
@@ -129,17 +131,27 @@ def _check_zstd_header(data: bytes, expected: int) -> None:
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {codec.name: codec for codec in (RawCodec(), ZstdCodec())}
 )
-"""Every codec by name."""
+"""The codecs that need no tables, by name."""
+NAMES = (ContextCodec.name, MixingCodec.name, *CODECS)
+"""Every codec there is."""
 
 
-def get_codec(name: str) -> Codec:
+def codecs_with(tables: ContextTables) -> Mapping[str, Codec]:
+    """Return every codec that the tables of a bundle allow, by name."""
+    found: dict[str, Codec] = {ContextCodec.name: ContextCodec(tables)}
+    if tables.mixing is not None:
+        found[MixingCodec.name] = MixingCodec(tables)
+    return MappingProxyType(found | dict(CODECS))
+
+
+def get_codec(name: str, codecs: Mapping[str, Codec] = CODECS) -> Codec:
     """Return the codec of that name.
 
     Raises:
         CodecError: there is none.
     """
     try:
-        return CODECS[name]
+        return codecs[name]
     except KeyError:
-        known = ", ".join(CODECS)
+        known = ", ".join(codecs)
         raise CodecError(f"expected a codec of {known}; got {name!r}") from None

@@ -6,6 +6,7 @@
     head.onnx            edge: input to code              tail.onnx   cloud: code to logits
     whole.onnx           optional: the network before the bottleneck was inserted
     weights.safetensors  all weights, once (the graphs refer into it), float16 or float32
+    codec.npz            optional: integer tables of the context codecs
     calibration.json     temperature, alpha, exit distribution, firing rates, operation counts
     CARD.md              data, accuracy, bytes, how it was trained
 
@@ -17,12 +18,16 @@ without its tail is valid under the same digest. No file is ever unpickled or ex
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from shared.errors import BundleError
+from shared.codec.codecs import CODECS, Codec, codecs_with
+from shared.codec.context_model import load_tables
+from shared.errors import BundleError, CodecError
 from shared.model.spec import NetworkSpec
 
 PartName = Literal["head", "tail", "whole"]
@@ -30,6 +35,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.json"
+CODEC_TABLES = "codec.npz"
 MAX_FILE_BYTES = 1 << 30
 """A bundle file larger than this is refused unread."""
 
@@ -134,7 +140,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     operations: dict[str, Operations]
     """By part: ``head`` (encoder included), ``tail``, ``whole``."""
     images: int
-    """Number of held-out images behind these figures."""
+    """Number of held-out images behind these figures, but for the temperature."""
+    fitting_images: int
+    """Number of other held-out images, behind temperature and codec tables."""
 
 
 class Bundle:
@@ -188,6 +196,22 @@ class Bundle:
         if found != expected:
             raise BundleError(f"{self.path / name}: expected SHA-256 {expected}, got {found}")
         return content
+
+    @cached_property
+    def codecs(self) -> Mapping[str, Codec]:
+        """The codecs for this bundle's codes, by name; BundleError if its tables are damaged."""
+        if CODEC_TABLES not in self.manifest.files:
+            return CODECS
+        try:
+            tables = load_tables(self.read(CODEC_TABLES))
+        except CodecError as error:
+            raise BundleError(f"{self.path / CODEC_TABLES}: {error}") from error
+        if tables.shape != self.spec.code_shape:
+            raise BundleError(
+                f"{self.path / CODEC_TABLES}: expected tables for codes of "
+                f"{list(self.spec.code_shape)}, got {list(tables.shape)}"
+            )
+        return codecs_with(tables)
 
     def calibration(self) -> Calibration:
         """Return the calibration; BundleError if absent or malformed."""

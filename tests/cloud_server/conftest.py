@@ -24,7 +24,7 @@ from shared.codec.codecs import get_codec
 from shared.codec.packet import Checksum, SampleEncoder
 from shared.engine import onnx_runtime
 from shared.engine.base import Array, Engine, zero_state
-from shared.exit_rule import Decision, decide
+from shared.exit_rule import Decision, added, decide
 from shared.messages import CloudMessage, EdgeMessage, Failure, Open, Opened, Settings, Verdict
 from shared.model.bundle import Bundle
 
@@ -49,10 +49,10 @@ def expected_decisions(
 ) -> list[Decision]:
     """Run one sample by itself and judge every timestep, at the bundle's temperature or another."""
     temperature = temperature or bundle.calibration().temperature
-    state, total, decisions = zero_state(engine, 1), np.zeros(10, np.float32), []
+    state, total, decisions = zero_state(engine, 1), [0.0] * 10, []
     for timestep, frame in enumerate(frames):
         logits, state = engine.step(frame[np.newaxis], state)
-        total = total + logits[0]
+        total = added(total, logits[0].tolist())
         decisions.append(decide(total, timestep, temperature))
     return decisions
 
@@ -72,7 +72,8 @@ class Edge:
     ) -> list[bytes]:
         """Encode a sample's frames."""
         spec = self.bundle.spec
-        encoder = SampleEncoder(get_codec(codec), spec.code_shape, spec.timesteps, self.checksum)
+        known = get_codec(codec, self.bundle.codecs)
+        encoder = SampleEncoder(known, spec.code_shape, spec.timesteps, self.checksum)
         chunks = [codes[start : start + steps] for start in range(0, len(codes), steps)]
         return [packet.to_bytes(number) for chunk in chunks for packet in encoder.encode(chunk)]
 

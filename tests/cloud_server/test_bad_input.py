@@ -122,7 +122,10 @@ async def test_a_malformed_open_is_refused(
             Settings(alpha=NEVER, reply_mode=ReplyMode.EXIT, steps_per_packet=17),
             "expected 1 to 16 timesteps per packet, got 17",
         ),
-        (Settings(alpha=NEVER, codec="gzip"), "expected a codec of raw, zstd, got 'gzip'"),
+        (
+            Settings(alpha=NEVER, codec="gzip"),
+            "expected a codec of ctx, ctx-max, raw, zstd, got 'gzip'",
+        ),
         (
             Settings(alpha=(0.5, 0.5)),
             "expected 3 alpha values for 4 timesteps, or one number; got 2",
@@ -308,7 +311,7 @@ async def test_a_long_complaint_still_fits_into_a_status(
     async with bystander(client), client.stream(settings=settings) as edge:
         code, details = await edge.status()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert details.startswith("expected a codec of raw, zstd, got 'xxx")
+    assert details.startswith("expected a codec of ctx, ctx-max, raw, zstd, got 'xxx")
 
 
 async def test_a_stream_that_never_sends_is_ended(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from shared.codec.packet import Checksum
+from shared.codec.codecs import NAMES
+from shared.codec.packet import Checksum, Kind, parse_header
 from shared.engine.base import Engine
 from shared.exit_rule import Confidence, Decision
 from shared.messages import Opened, ReplyMode, Settings, Verdict
@@ -22,6 +24,8 @@ from tests.cloud_server.conftest import (
     random_codes,
     scrape,
 )
+from training.calibrate import head_codes
+from training.untrained import synthetic_frames
 
 TIMESTEPS = 4
 
@@ -49,7 +53,7 @@ async def test_opened_tells_what_was_agreed(client: Client) -> None:
         max_window=16,
         max_steps_per_packet=16,
         samples_in_flight=3,
-        codecs=("raw", "zstd"),
+        codecs=("ctx", "ctx-max", "raw", "zstd"),
         packet_idle_seconds=10.0,
         model=f"{client.bundle.manifest.name} {client.bundle.manifest.version}",
     )
@@ -77,6 +81,39 @@ async def test_step_mode_answers_every_timestep(
             assert all(verdict.service_seconds > 0 for verdict in verdicts)
             assert_agree(verdicts, decisions_of(tail, client.bundle, number))
     await client.until_all_slots_are_back()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_every_codec_carries_the_head_s_codes(
+    client: Client, tail: Engine, name: str, steps: int
+) -> None:
+    bundle = client.bundle
+    codes = head_codes(bundle, synthetic_frames(bundle.spec, 3, seed=5))
+    chosen, kinds = settings(codec=name, window=4, steps_per_packet=2), set()
+    async with client.opened(settings=chosen) as edge:
+        for number, frames in enumerate(codes):
+            packets = edge.packets(number, frames, steps=steps, codec=name)
+            kinds |= {parse_header(packet).kind for packet in packets}
+            await edge.send(*packets)
+            verdicts = await edge.answers(len(packets))
+            decisions = expected_decisions(tail, bundle, list(frames))
+            # A packet of several timesteps is answered for its last.
+            answered = [decisions[verdict.timestep] for verdict in verdicts]
+            assert_agree(verdicts, answered)
+            assert verdicts[-1].timestep == TIMESTEPS - 1
+    if name.startswith("ctx"):
+        assert kinds & {Kind.CODED, Kind.STEPS}
+
+
+async def test_a_server_offers_the_configured_codecs_that_the_bundle_has(
+    start: Start, connect: Any
+) -> None:
+    client = connect(await start(codecs=("zstd", "ctx")))
+    async with client.stream() as edge:
+        code, details = await edge.status()  # the default of Settings is raw
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details == "expected a codec of zstd, ctx, got 'raw'"
 
 
 async def test_a_sample_ends_at_the_first_timestep_above_its_alpha(

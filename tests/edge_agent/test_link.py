@@ -62,7 +62,7 @@ class Local:
         metrics = EdgeMetrics(CollectorRegistry(), model="tiny")
         load = partial(load_engine, bundle, "tail")
         network = LocalNetwork(Part.TAIL, load, bundle.calibration(), metrics)
-        self.link = LocalLink(network, bundle.spec, code_decoder, Worker("tail"))
+        self.link = LocalLink(network, bundle, code_decoder, Worker("tail"))
         self.replies: AsyncIterator[CloudMessage] = self.link.messages()
 
     async def open(self) -> None:

@@ -14,6 +14,7 @@ IMAGES_PER_BATCH = 8
 RECIPE = """
 name = "tiny"
 holdout = 8
+cutout = 6
 batch_size = 8
 
 [network]
@@ -41,6 +42,14 @@ epochs = 2
 timesteps = 2
 learning_rate = 0.02
 fresh_tail = true
+
+[[phases]]
+name = "third"
+train = "joint"
+epochs = 1
+timesteps = 1
+learning_rate = 0.01
+begin_with_mean_of = [1, 2]
 """
 
 

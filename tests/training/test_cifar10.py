@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from training.data.cifar10 import TEST_BATCH, TRAIN_BATCHES, Images, load_cifar10
+from training.data.labelled import DataError, MissingDataError
 
 
 def published_pickle(batch: dict[bytes, Any]) -> bytes:
@@ -73,7 +74,7 @@ def test_a_pickle_that_would_run_code_is_refused(
     batch = pickle.dumps({b"data": Command()}, protocol=2)
     (tmp_path / "cifar-10-batches-py" / TEST_BATCH).write_bytes(batch)
 
-    with pytest.raises(pickle.UnpicklingError, match="must not contain posix.mkdir"):
+    with pytest.raises(DataError, match="must not contain posix.mkdir"):
         load_cifar10(tmp_path, train=False)
     assert not (tmp_path / "made").exists()
 
@@ -81,3 +82,59 @@ def test_a_pickle_that_would_run_code_is_refused(
 def test_a_folder_without_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected CIFAR-10 in"):
         load_cifar10(tmp_path, train=True)
+
+
+def test_a_missing_batch_is_named(tmp_path: Path, pictures: dict[str, Images]) -> None:
+    write_pickles(tmp_path, pictures)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
+
+    with pytest.raises(MissingDataError, match="found no .*data_batch_3"):
+        load_cifar10(tmp_path, train=True)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1, 3072, 3074])
+def test_a_truncated_binary_batch_is_refused(
+    tmp_path: Path, cifar10: Path, kept_bytes: int
+) -> None:
+    whole = (cifar10 / "cifar-10-batches-bin" / f"{TEST_BATCH}.bin").read_bytes()
+    (tmp_path / f"{TEST_BATCH}.bin").write_bytes(whole[:kept_bytes])
+
+    with pytest.raises(DataError, match=f"expected records of 3073 bytes .* got {kept_bytes}"):
+        load_cifar10(tmp_path, train=False)
+
+
+def test_a_truncated_python_batch_is_refused(tmp_path: Path, pictures: dict[str, Images]) -> None:
+    write_pickles(tmp_path, pictures)
+    path = tmp_path / "cifar-10-batches-py" / TEST_BATCH
+    path.write_bytes(path.read_bytes()[:-100])
+
+    with pytest.raises(DataError, match="expected a CIFAR-10 batch in"):
+        load_cifar10(tmp_path, train=False)
+
+
+def test_a_sheet_that_does_not_fit_its_labels_is_refused(
+    tmp_path: Path, pictures: dict[str, Images]
+) -> None:
+    write_sheets(tmp_path, pictures)
+    Image.new("RGB", (64, 64)).save(tmp_path / f"{TEST_BATCH}.webp", lossless=True)
+
+    with pytest.raises(DataError, match="expected 4 labels y_test .* got 8"):
+        load_cifar10(tmp_path, train=False)
+
+
+def test_a_sheet_of_another_tile_size_is_refused(
+    tmp_path: Path, pictures: dict[str, Images]
+) -> None:
+    write_sheets(tmp_path, pictures)
+    Image.new("RGB", (40, 64)).save(tmp_path / f"{TEST_BATCH}.webp", lossless=True)
+
+    with pytest.raises(DataError, match="expected tiles of 32 x 32"):
+        load_cifar10(tmp_path, train=False)
+
+
+def test_a_missing_sheet_is_named(tmp_path: Path, pictures: dict[str, Images]) -> None:
+    write_sheets(tmp_path, pictures)
+    (tmp_path / f"{TEST_BATCH}.webp").unlink()
+
+    with pytest.raises(MissingDataError, match=f"expected {TEST_BATCH}.png or .webp"):
+        load_cifar10(tmp_path, train=False)

@@ -138,7 +138,7 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(tiny_bundle: Bundle, tmp_
         write_bundle(
             SplitNetwork(EVENT_SPEC),
             None,  # type: ignore[arg-type]
-            lambda _: tiny_bundle.calibration(),
+            None,  # type: ignore[arg-type]
             lambda _, __: "",
             tmp_path / "precious",
         )

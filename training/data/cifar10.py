@@ -8,6 +8,7 @@ PNG), each 100 x 100 tiles of 32 x 32 RGB, row by row, with ``labels.npz`` (``y_
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.data.labelled import DataError, MissingDataError
+
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_BATCH = "test_batch"
+RECORD_BYTES = 1 + 3 * 32 * 32
+SHEET_ENDINGS = (".png", ".webp")
 CLASSES = (
     "airplane",
     "automobile",
@@ -61,7 +66,8 @@ def load_cifar10(folder: Path, *, train: bool) -> Images:
     """Read the 50,000 training or the 10,000 test images from ``folder``.
 
     Raises:
-        FileNotFoundError: none of the three layouts is there.
+        DataError: a file is damaged, or holds something else.
+        MissingDataError: none of the three layouts is there, or a part of one is missing.
     """
     names = TRAIN_BATCHES if train else (TEST_BATCH,)
     for inside in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
@@ -71,7 +77,7 @@ def load_cifar10(folder: Path, *, train: bool) -> Images:
             return _join([_read_binary(inside / f"{name}.bin") for name in names])
         if (inside / names[0]).is_file():
             return _join([_read_pickle(inside / name) for name in names])
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"expected CIFAR-10 in {folder} as cifar-10-batches-py, cifar-10-batches-bin or image "
         "sheets with labels.npz; get it from https://www.cs.toronto.edu/~kriz/cifar.html"
     )
@@ -85,24 +91,46 @@ def _join(parts: list[Images]) -> Images:
 
 
 def _read_binary(path: Path) -> Images:
-    records = np.fromfile(path, np.uint8).reshape(-1, 1 + 3072)
+    content = _content(path)
+    if not content or len(content) % RECORD_BYTES:
+        raise DataError(
+            f"expected records of {RECORD_BYTES} bytes in {path}, got {len(content)} bytes"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
     return Images(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
 
 
 def _read_pickle(path: Path) -> Images:
-    with path.open("rb") as file:
-        batch = _ArraysOnly(file, encoding="bytes").load()
-    pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-    return Images(pixels, np.asarray(batch[b"labels"], np.int64))
+    try:
+        batch = _ArraysOnly(io.BytesIO(_content(path)), encoding="bytes").load()
+        pixels = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+        return Images(pixels, np.asarray(batch[b"labels"], np.int64))
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"expected a CIFAR-10 batch in {path}: {error}") from error
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise MissingDataError(f"expected all batches of CIFAR-10, found no {path}")
+    return path.read_bytes()
 
 
 def _read_sheets(folder: Path, names: tuple[str, ...], key: str) -> Images:
-    pixels = []
-    for name in names:
-        path = next(p for p in sorted(folder.glob(f"{name}.*")) if p.suffix in (".webp", ".png"))
-        with Image.open(path) as image:
-            sheet = np.asarray(image.convert("RGB"))
-        tiles = sheet.reshape(sheet.shape[0] // 32, 32, sheet.shape[1] // 32, 32, 3)
-        pixels.append(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32))
-    labels = np.load(folder / "labels.npz")[key]
-    return Images(np.concatenate(pixels), labels.astype(np.int64))
+    pixels = np.concatenate([_read_sheet(folder, name) for name in names])
+    with np.load(folder / "labels.npz") as file:
+        labels = file[key]
+    if len(labels) != len(pixels):
+        raise DataError(f"expected {len(pixels)} labels {key} in {folder}, got {len(labels)}")
+    return Images(pixels, labels.astype(np.int64))
+
+
+def _read_sheet(folder: Path, name: str) -> NDArray[np.uint8]:
+    path = next((p for p in sorted(folder.glob(f"{name}.*")) if p.suffix in SHEET_ENDINGS), None)
+    if path is None:
+        raise MissingDataError(f"expected {name}{' or '.join(SHEET_ENDINGS)} in {folder}")
+    with Image.open(path) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    if sheet.shape[0] % 32 or sheet.shape[1] % 32:
+        raise DataError(f"expected tiles of 32 x 32 in {path}, got {sheet.shape[:2]}")
+    tiles = sheet.reshape(sheet.shape[0] // 32, 32, sheet.shape[1] // 32, 32, 3)
+    return tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)

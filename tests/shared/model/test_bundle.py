@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.codec.codecs import NAMES
+from shared.codec.context_model import load_tables, save_tables
 from shared.errors import BundleError
 from shared.model import bundle as bundle_module
 from shared.model.bundle import (
     CALIBRATION,
+    CODEC_TABLES,
     MANIFEST,
     WEIGHTS,
     Bundle,
@@ -262,3 +265,37 @@ def test_a_damaged_manifest_is_refused_or_has_another_digest(
         return
     same = bundle.manifest == MANIFEST_EXAMPLE
     assert (bundle.digest == hashlib.sha256(CANONICAL_EXAMPLE).hexdigest()) is same
+
+
+def rewrite(path: Path, name: str, content: bytes) -> None:
+    """Replace a listed file, its hash included."""
+    files = msgspec.json.decode((path / MANIFEST).read_bytes())["files"]
+    (path / name).write_bytes(content)
+    edit_manifest(path, files=files | {name: hashlib.sha256(content).hexdigest()})
+
+
+def test_a_bundle_with_tables_has_every_codec(tiny_bundle: Bundle) -> None:
+    assert set(tiny_bundle.codecs) == set(NAMES)
+
+
+def test_a_bundle_without_tables_has_the_codecs_that_need_none(copy: Path) -> None:
+    files = msgspec.json.decode((copy / MANIFEST).read_bytes())["files"]
+    del files[CODEC_TABLES]
+    edit_manifest(copy, files=files)
+
+    assert set(Bundle(copy).codecs) == {"raw", "zstd"}
+
+
+def test_damaged_codec_tables_are_refused(copy: Path) -> None:
+    rewrite(copy, CODEC_TABLES, b"no tables")
+
+    with pytest.raises(BundleError, match=r"codec\.npz: expected codec tables"):
+        _ = Bundle(copy).codecs
+
+
+def test_codec_tables_of_another_code_are_refused(copy: Path) -> None:
+    tables = load_tables((copy / CODEC_TABLES).read_bytes())
+    rewrite(copy, CODEC_TABLES, save_tables(tables._replace(shape=(4, 4, 8))))
+
+    with pytest.raises(BundleError, match=r"codes of \[4, 8, 8\], got \[4, 4, 8\]"):
+        _ = Bundle(copy).codecs

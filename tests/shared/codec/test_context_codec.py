@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.codec import native
+from shared.codec.bitpack import Frames
+from shared.codec.context_codec import ContextCodec, MixingCodec
+from shared.codec.context_model import (
+    MAX_BYTES,
+    ContextTables,
+    MixingWeights,
+    Shape,
+    causal,
+    load_tables,
+    save_tables,
+)
+from shared.errors import CodecError
+
+KINDS = [ContextCodec, MixingCodec]
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
+
+
+def random_tables(shape: Shape, rows: int, seed: int = 0) -> ContextTables:
+    generator, channels = np.random.default_rng(seed), shape[0]
+
+    def weights(*sizes: int, limit: int = 300) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+        return generator.integers(-limit, limit, sizes).astype(np.int16)
+
+    current = weights(rows, channels, 3, 3, channels)
+    current[:, ~causal(channels)] = 0
+    logits = (np.arange(4096) - 2048) / 256
+    squash = np.clip(np.round(65536 / (1 + np.exp(-logits))), 1, 65535).astype(np.uint16)
+    return ContextTables(
+        shape,
+        generator.integers(1, 65536, (rows, channels, 256)).astype(np.uint16),
+        MixingWeights(
+            weights(rows, channels, 256, limit=900),
+            weights(rows, 2, channels, 3, 3, channels),
+            current,
+            squash,
+        ),
+    )
+
+
+def random_frames(shape: Shape, count: int, rate: float, seed: int = 0) -> Frames:
+    generator = np.random.default_rng(seed)
+    return (generator.random((count, math.prod(shape))) < rate).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=SHAPES,
+    rows=st.integers(1, 3),
+    before=st.integers(0, 6),
+    steps=st.integers(1, 3),
+    rate=st.sampled_from([0.0, 0.1, 0.5, 0.95, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_decoding_undoes_encoding_and_c_equals_python(
+    kind: type[ContextCodec | MixingCodec],
+    shape: Shape,
+    rows: int,
+    before: int,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> None:
+    tables = random_tables(shape, rows, seed)
+    reference, fast = kind(tables, native=False), kind(tables)
+    every = random_frames(shape, before + steps, rate, seed)
+    frames, history = every[before:], list(every[:before])
+    word = reference.encode(frames, history)
+    assert fast.encode(frames, history) == word
+    for codec in (reference, fast):
+        again = codec.decode(word, steps, frames.shape[1], history)
+        assert again.dtype == np.uint8
+        np.testing.assert_array_equal(again, frames)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=60)
+@given(shape=SHAPES, data=st.binary(max_size=60), steps=st.integers(1, 3), seed=st.integers(0, 9))
+def test_any_bytes_give_the_same_frames_or_the_same_error(
+    kind: type[ContextCodec | MixingCodec], shape: Shape, data: bytes, steps: int, seed: int
+) -> None:
+    tables, bits = random_tables(shape, 2, seed), math.prod(shape)
+    history = list(random_frames(shape, 2, 0.3, seed))
+
+    def outcome(codec: ContextCodec | MixingCodec) -> tuple[bytes, str]:
+        try:
+            frames = codec.decode(data, steps, bits, history)
+        except CodecError as error:
+            return b"", str(error)
+        assert frames.shape == (steps, bits)
+        assert frames.max() <= 1
+        return frames.tobytes(), ""
+
+    assert outcome(kind(tables, native=False)) == outcome(kind(tables))
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "golden"),
+    [
+        (ContextCodec, "00f6ef1995150c3d ec19a2d355427baa30c40e960d4dca"),
+        (MixingCodec, "3758c4dbd6 d8e90ead0b0e347db4c2fe"),
+    ],
+)
+def test_golden_bytes(kind: type[ContextCodec | MixingCodec], golden: str, is_native: bool) -> None:
+    # Tables and frames by arithmetic: no random generator need stay the same for ever.
+    places = np.arange(2 * 2 * 256).reshape(2, 2, 256)
+    current = (np.arange(2 * 2 * 3 * 3 * 2) % 23 * 20 - 220).reshape(2, 2, 3, 3, 2)
+    current[:, ~causal(2)] = 0
+    tables = ContextTables(
+        (2, 4, 5),
+        (places * 7919 % 60000 + 2000).astype(np.uint16),
+        MixingWeights(
+            (places * 31 % 1500 - 750).astype(np.int16),
+            (np.arange(2 * 2 * 2 * 3 * 3 * 2) % 19 * 20 - 180)
+            .reshape(2, 2, 2, 3, 3, 2)
+            .astype(np.int16),
+            current.astype(np.int16),
+            (np.arange(4096) * 15 + 2000).astype(np.uint16),
+        ),
+    )
+    frames = (np.arange(3 * 40) * 37 % 11 < 4).astype(np.uint8).reshape(3, 40)
+    codec = kind(tables, native=is_native)
+    words = [codec.encode(frames[:1], []), codec.encode(frames[1:], [frames[0]])]
+    assert " ".join(word.hex() for word in words) == golden
+
+
+CAN_BUILD = (
+    shutil.which("gcc") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
+)
+
+
+@pytest.mark.skipif(not CAN_BUILD, reason="no gcc or no Python.h")
+def test_where_it_can_be_built_c_is_used() -> None:
+    assert native.IMPLEMENTATION == "c"
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the C implementation was not built")
+def test_c_takes_whatever_is_not_zero_for_a_spike() -> None:
+    tables = random_tables((2, 3, 4), 1)
+    frames = random_frames((2, 3, 4), 3, 0.4)
+    codec = ContextCodec(tables)
+    wild = frames * np.array([[255], [7], [128]], np.uint8)
+    assert codec.encode(wild[2:], list(wild[:2])) == codec.encode(frames[2:], list(frames[:2]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_native", [True, False])
+def test_frames_of_another_size_are_refused(
+    kind: type[ContextCodec | MixingCodec], is_native: bool
+) -> None:
+    codec = kind(random_tables((2, 3, 4), 1), native=is_native)
+    with pytest.raises(ValueError, match="expected frames of 24 bits, as the tables, got 25"):
+        codec.encode(np.zeros((1, 25), np.uint8), [])
+    with pytest.raises(ValueError, match="expected frames of 24 bits, as the tables, got 23"):
+        codec.decode(b"", 1, 23, [])
+
+
+def test_mixing_needs_its_weights() -> None:
+    with pytest.raises(ValueError, match="mixing weights"):
+        MixingCodec(random_tables((1, 2, 2), 1)._replace(mixing=None))
+
+
+# --- the parameter file ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixing", [True, False])
+def test_tables_survive_being_stored(mixing: bool) -> None:
+    tables = random_tables((3, 4, 5), 2)
+    tables = tables if mixing else tables._replace(mixing=None)
+    stored = save_tables(tables)
+    again = load_tables(stored)
+    assert save_tables(again) == stored
+    assert again.shape == (3, 4, 5)
+    np.testing.assert_array_equal(again.probabilities, tables.probabilities)
+    assert (again.mixing is not None) == mixing
+
+
+def changed(**arrays: object) -> bytes:
+    """Return a valid parameter file with some arrays replaced, or left out where None."""
+    tables = random_tables((2, 3, 3), 1)
+    assert tables.mixing is not None
+    content: dict[str, object] = {
+        "shape": np.array(tables.shape, np.uint16),
+        "probabilities": tables.probabilities,
+        **tables.mixing._asdict(),
+        **arrays,
+    }
+    buffer = io.BytesIO()
+    kept = {name: array for name, array in content.items() if array is not None}
+    np.savez(buffer, **kept)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def test_what_the_other_tests_change_is_valid() -> None:
+    assert load_tables(changed()).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected codec tables"),
+        (b"PK\x03\x04 no archive", "expected codec tables"),
+        (changed(shape=None), "expected a code shape"),
+        (changed(shape=np.array([2, 0, 3], np.uint16)), "expected a code shape"),
+        (changed(probabilities=None), "expected probabilities of uint16"),
+        (changed(probabilities=np.ones((1, 2, 255), np.uint16)), r"\[1, 2, 256\]"),
+        (changed(probabilities=np.ones((1, 2, 256), np.float32)), "got float32"),
+        (changed(probabilities=np.zeros((1, 2, 256), np.uint16)), "at least 1"),
+        (changed(probabilities=np.ones((9, 2, 256), np.uint16)), "1 to 8 rows"),
+        (changed(squash=None), "expected squash"),
+        (changed(squash=np.zeros(4096, np.uint16)), "got 0"),
+        (changed(current=np.ones((1, 2, 3, 3, 2), np.int16)), "coded later"),
+        (changed(past=np.ones((1, 1, 2, 3, 3, 2), np.int16)), "expected past"),
+        (changed(shape=np.array(["a", "b", "c"], object)), "expected codec tables"),
+    ],
+)
+def test_wrong_parameter_files_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        load_tables(data)
+
+
+def test_a_parameter_file_that_would_unpack_to_too_much_is_refused_before() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("shape.npy", bytes(MAX_BYTES + 1))
+    with pytest.raises(CodecError, match="expected at most"):
+        load_tables(buffer.getvalue())
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_a_damaged_parameter_file_is_refused_or_valid(data: st.DataObject) -> None:
+    content = bytearray(changed())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        tables = load_tables(bytes(content))
+    except CodecError:
+        return
+    ContextCodec(tables)

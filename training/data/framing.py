@@ -1,0 +1,170 @@
+"""Events to frames: how many events of each polarity fell on each pixel in each timestep.
+
+Two ways, each for whole recordings (:func:`frame_events`) and for events as they arrive
+(:func:`stream_frames`): equal windows of time, or equal numbers of events. Every counted event
+lands in exactly one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.events import Events, Ints
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Counts = NDArray[np.uint32]
+
+
+class ByTime(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="by",
+    tag="time",
+):
+    """Frame t holds the events of the t-th window of time."""
+
+    timesteps: Positive
+    """T, the number of frames."""
+    window_microseconds: Positive | None = None
+    """Length of a window. Frame t then holds the times ``t * window <= time < (t + 1) * window``
+    and is known at ``(t + 1) * window``: what a running camera can do; events from ``T * window``
+    on are left out. Without it the time from the first event to the last is cut into T windows
+    (the length of a whole recording must be known for that) and every event is counted."""
+
+
+class ByCount(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="by",
+    tag="count",
+):
+    """Frame t holds the t-th group of events in the order of time."""
+
+    timesteps: Positive
+    """T, the number of frames."""
+    window_events: Positive | None = None
+    """Events in a frame; further events after T full frames are left out, and frames of a short
+    recording are partly filled or empty. Without it the recording is cut into T groups whose
+    sizes differ by at most one, and every event is counted."""
+
+
+Framing = ByTime | ByCount
+
+
+def frame_events(events: Events, framing: Framing) -> Counts:
+    """Count a whole recording's events into frames.
+
+    Args:
+        events: E events on a sensor ``[H, W]``.
+        framing: how to cut the recording.
+
+    Returns:
+        uint32, ``[T, 2, H, W]``; the sum is E less the events the framing leaves out.
+    """
+    frame = _frames_of_recording(events, framing)
+    return _count(events, frame, framing.timesteps)
+
+
+def stream_frames(
+    pieces: Iterable[Events], framing: Framing, sensor: tuple[int, int]
+) -> Iterator[Counts]:
+    """Yield frames as soon as they are complete, T in all.
+
+    A frame by time is complete when an event at or after its end arrives, a frame by count with
+    its last event; when ``pieces`` end, the frames still open follow. The frames are those that
+    :func:`frame_events` makes of the joined pieces, however the recording was cut.
+
+    Args:
+        pieces: a recording's events in the order of time, in pieces of any length.
+        framing: its window must be given.
+        sensor: ``[H, W]``, that of every piece.
+
+    Yields:
+        uint32, ``[2, H, W]``.
+
+    Raises:
+        ValueError: the framing has no window, a piece comes from another sensor, or is earlier
+            than the one before it.
+    """
+    if _window(framing) is None:
+        raise ValueError(f"expected a framing with a window for a stream, got {framing}")
+    count, seen, latest = 0, 0, 0
+    open_frame = np.zeros((2, *sensor), np.uint32)
+    for piece in pieces:
+        _check_piece(piece, sensor, latest)
+        if not len(piece):
+            continue
+        frame = _frames_in_stream(piece, framing, seen)
+        seen, latest = seen + len(piece), int(piece.microseconds[-1])
+        complete = _complete_frames(framing, seen, latest)
+        while count < complete:
+            yield open_frame + _count(piece, frame - count, 1)[0]
+            open_frame = np.zeros_like(open_frame)
+            count += 1
+        if count == framing.timesteps:
+            return
+        open_frame += _count(piece, frame - count, 1)[0]
+    for _ in range(count, framing.timesteps):
+        yield open_frame
+        open_frame = np.zeros_like(open_frame)
+
+
+def saturated(frames: Counts) -> NDArray[np.uint8]:
+    """Return counts as uint8 of the same shape; cells above 255 become 255."""
+    return np.minimum(frames, 255).astype(np.uint8)
+
+
+def _window(framing: Framing) -> int | None:
+    if isinstance(framing, ByTime):
+        return framing.window_microseconds
+    return framing.window_events
+
+
+def _frames_of_recording(events: Events, framing: Framing) -> Ints:
+    """Return the frame of each event, int64 ``[E]``; T and above is left out."""
+    if _window(framing) is not None or not len(events):
+        return _frames_in_stream(events, framing, 0)
+    if isinstance(framing, ByTime):
+        first, last = int(events.microseconds[0]), int(events.microseconds[-1])
+        return (events.microseconds - first) * framing.timesteps // (last - first + 1)
+    # The first event of group t is ceil(t * E / T).
+    return np.arange(len(events), dtype=np.int64) * framing.timesteps // len(events)
+
+
+def _frames_in_stream(events: Events, framing: Framing, seen: int) -> Ints:
+    window = _window(framing) or 1
+    if isinstance(framing, ByTime):
+        return events.microseconds // window
+    return np.arange(seen, seen + len(events), dtype=np.int64) // window
+
+
+def _complete_frames(framing: Framing, seen: int, latest: int) -> int:
+    progress = latest if isinstance(framing, ByTime) else seen
+    return min(framing.timesteps, progress // (_window(framing) or 1))
+
+
+def _count(events: Events, frame: Ints, frames: int) -> Counts:
+    height, width = events.sensor
+    kept = (frame >= 0) & (frame < frames)
+    plane = frame[kept] * 2 + events.polarity[kept]
+    cell = (plane * height + events.y[kept]) * width + events.x[kept]
+    counts = np.bincount(cell, minlength=frames * 2 * height * width)
+    return counts.reshape(frames, 2, height, width).astype(np.uint32)
+
+
+def _check_piece(piece: Events, sensor: tuple[int, int], latest: int) -> None:
+    if piece.sensor != sensor:
+        raise ValueError(f"expected events of a sensor {sensor}, got {piece.sensor}")
+    if len(piece) and piece.microseconds[0] < latest:
+        raise ValueError(
+            f"expected events from {latest} microseconds on, got {piece.microseconds[0]}"
+        )
