@@ -14,18 +14,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import snntorch.surrogate
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from shared.model.backbones import cumulative_mean
 from shared.model.split import SplitNetwork
 from training.average import mean_weights, measure_statistics
 from training.data.cifar10 import Images, load_cifar10
+from training.loss import Batch, Loss, RateModel
 from training.recipe import Phase, Recipe, load_recipe
 from training.teacher import load_teacher, teacher_logits
 
@@ -35,14 +36,6 @@ PADDING = 4
 # Per-channel mean and standard deviation of the CIFAR-10 training pixels, as shares of 255.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-
-
-class Batch(NamedTuple):
-    """One augmented batch."""
-
-    images: Tensor  # float32 [N, 3, 32, 32], normalised
-    labels: Tensor  # int64 [N]
-    soft: Tensor | None  # float32 [N, K], the teacher's logits
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -97,51 +90,16 @@ class Batches:
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-class Loss(nn.Module):
-    """The training loss of one phase; compiled as a whole."""
-
-    def __init__(self, network: SplitNetwork, recipe: Recipe, phase: Phase) -> None:
-        super().__init__()
-        self.head = network.backbone_head()
-        self.tail = network.backbone_tail()
-        self.bottleneck = (
-            nn.ModuleList([network.encoder, network.decoder, network.tail])
-            if phase.train == "joint"
-            else None
-        )
-        self.timesteps = phase.timesteps
-        self.weight = recipe.distillation
-        self.temperature = recipe.distillation_temperature
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the mean loss of the batch (scalar)."""
-        frames = batch.images.expand(self.timesteps, *batch.images.shape).contiguous()
-        features, _ = self.head(frames)
-        loss = self.of_logits(self.tail(features)[0], batch)
-        if self.bottleneck is not None:
-            compressed = features
-            for module in self.bottleneck:
-                compressed, _ = module(compressed)
-            loss = loss + self.of_logits(compressed, batch)
-        return loss
-
-    def of_logits(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss over the cumulative outputs of every timestep."""
-        outputs = cumulative_mean(logits.float()).flatten(0, 1)
-        repeats = self.timesteps
-        hard = functional.cross_entropy(outputs, batch.labels.repeat(repeats))
-        if batch.soft is None:
-            return hard
-        target = (batch.soft / self.temperature).softmax(-1).repeat(repeats, 1)
-        student = (outputs / self.temperature).log_softmax(-1)
-        divergence = functional.kl_div(student, target, reduction="batchmean")
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
-
-
 @torch.no_grad()
-def accuracy(network: SplitNetwork, images: Images, timesteps: int) -> dict[str, list[float]]:
-    """Return the accuracy of both networks at each cumulative timestep (bf16)."""
+def measured(
+    network: SplitNetwork, rate: RateModel, images: Images, timesteps: int
+) -> dict[str, Any]:
+    """Return the accuracy of both networks at each cumulative timestep, and the code's bits.
+
+    In bf16. The bits are those per neuron and timestep that the rate model estimates.
+    """
     network.eval()
+    bits = 0.0
     correct = {"full": torch.zeros(timesteps), "compressed": torch.zeros(timesteps)}
     for start in range(0, len(images.labels), 250):
         pixels = torch.from_numpy(images.pixels[start : start + 250])
@@ -150,12 +108,15 @@ def accuracy(network: SplitNetwork, images: Images, timesteps: int) -> dict[str,
         with torch.autocast("cpu", torch.bfloat16):
             features, _ = network.backbone_head()(frames)
             full, _ = network.backbone_tail()(features)
-            compressed, _ = network.cloud_tail()(network.encoder(features)[0])
+            codes, _ = network.encoder(features)
+            compressed, _ = network.cloud_tail()(codes)
+        bits += float(rate(codes.float())) * len(labels) / len(images.labels)
         for name, logits in (("full", full), ("compressed", compressed)):
             predicted = cumulative_mean(logits.float()).argmax(-1)
             correct[name] += (predicted == labels).float().sum(1)
     network.train()
-    return {name: (hits / len(images.labels)).tolist() for name, hits in correct.items()}
+    shares = {name: (hits / len(images.labels)).tolist() for name, hits in correct.items()}
+    return {"holdout_accuracy": shares, "holdout_code_bits": bits}
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -211,10 +172,12 @@ def fit(
         soft = torch.from_numpy(np.load(cache))
     batches = Batches(training, soft, recipe.batch_size, recipe.cutout)
     network = SplitNetwork(recipe.network, snntorch.surrogate.atan(alpha=recipe.surrogate_alpha))
+    rate = RateModel(recipe.network.bottleneck.channels)
     path = out / "checkpoint.pt"
     saved = torch.load(path, weights_only=True) if resume else None
     if saved is not None:
         network.load_state_dict(saved["network"])
+        rate.load_state_dict(saved["rate"])
         generator.set_state(saved["generator"])
     for index, phase in enumerate(recipe.phases):
         if saved is not None and index < saved["phase"]:
@@ -224,10 +187,10 @@ def fit(
             first_epoch = saved["epoch"] + 1
         else:
             begin(phase, network, batches, out, recipe.seed)
-        loss = Loss(network, recipe, phase)
+        loss = Loss(network, rate, recipe, phase)
         run_loss = torch.compile(loss) if compile_loss else loss
         optimiser = torch.optim.SGD(
-            loss.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+            loss.parameter_groups(recipe.weight_decay), lr=1.0, momentum=0.9, nesterov=True
         )
         if saved is not None and first_epoch:
             optimiser.load_state_dict(saved["optimiser"])
@@ -235,9 +198,9 @@ def fit(
         for epoch in range(first_epoch, phase.epochs):
             started, total = time.perf_counter(), 0.0
             for number, batch in enumerate(batches.epoch(generator)):
-                rate = phase.learning_rate * one_cycle(epoch * len(batches) + number, steps)
+                speed = phase.learning_rate * one_cycle(epoch * len(batches) + number, steps)
                 for group in optimiser.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = speed * group["scale"]
                 with torch.autocast("cpu", torch.bfloat16):
                     value = run_loss(batch)
                 optimiser.zero_grad(set_to_none=True)
@@ -251,13 +214,14 @@ def fit(
                 "epoch": epoch,
                 "loss": total / len(batches),
                 "seconds": time.perf_counter() - started,
-                "holdout_accuracy": accuracy(network, holdout, phase.timesteps),
+                **measured(network, rate, holdout, phase.timesteps),
             }
             log.info("%s", record)
             with (out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             state = {
                 "network": network.state_dict(),
+                "rate": rate.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "generator": generator.get_state(),
                 "phase": index,

@@ -26,6 +26,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """T; the loss is the mean over the cumulative logits of every t < T."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)]
     fresh_tail: bool = False
+    rate_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Loss per estimated bit of the code, as a mean over its neurons and timesteps: 0 lets the code
+    be as large as it likes."""
     begin_with_mean_of: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     """Begin with the mean weights of these phases' ends (1 is the first), see
     :mod:`training.average`."""

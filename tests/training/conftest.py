@@ -42,6 +42,7 @@ epochs = 2
 timesteps = 2
 learning_rate = 0.02
 fresh_tail = true
+rate_weight = 0.3
 
 [[phases]]
 name = "third"

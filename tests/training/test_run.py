@@ -46,7 +46,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     epochs_done: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measure, calls = fit.accuracy, 0
+    measure, calls = fit.measured, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal calls
@@ -56,7 +56,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         return measure(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "accuracy", interrupted)
+        patch.setattr(fit, "measured", interrupted)
         with pytest.raises(InterruptedRunError):
             train(recipe_file, cifar10, tmp_path)
     resumed = train(recipe_file, cifar10, tmp_path, "--resume")

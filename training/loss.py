@@ -1,0 +1,142 @@
+"""What training minimises: classification at every timestep, distillation, and the code's bits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.codec.context_model import LAGS, causal
+from shared.model.backbones import cumulative_mean
+from shared.model.split import SplitNetwork
+from training.recipe import Phase, Recipe
+
+LN_2 = math.log(2)
+RATE_MODEL_SPEED = 10.0
+"""Learning rate of the rate model over that of the network."""
+
+
+class Batch(NamedTuple):
+    """One augmented batch."""
+
+    images: Tensor  # float32 [N, 3, 32, 32], normalised
+    labels: Tensor  # int64 [N]
+    soft: Tensor | None  # float32 [N, K], the teacher's logits
+
+
+class RateModel(nn.Module):
+    """Estimates the bits that ``ctx-max`` will spend on a code, differentiably.
+
+    Logistic regression on what that codec looks at (:mod:`shared.codec.context_model`): the
+    neuron's own last spikes and, over all channels, the 3x3 surroundings one and two timesteps ago
+    and what of this timestep has been coded before. It is trained together with the network, as
+    the entropy models of learned image coding are (Balle et al. 2018, "Variational Image
+    Compression with a Scale Hyperprior"). Its gradient reaches the encoder both through the spikes
+    that are coded and through those that are context.
+
+    Args:
+        channels: C of the code.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.past = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(LAGS)
+        )
+        self.current = nn.Parameter(torch.zeros(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(LAGS + 1, channels, 1, 1))
+        mask = torch.from_numpy(causal(channels)).float()
+        self.register_buffer("mask", mask.permute(3, 0, 1, 2).contiguous())
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the mean bits per neuron and timestep (scalar) of spikes ``[T, N, C, H, W]``."""
+        logits = self.logits(codes)
+        return (functional.softplus(logits) - codes * logits).mean() / LN_2
+
+    def logits(self, codes: Tensor) -> Tensor:
+        """Return the log odds that each neuron spikes, ``[T, N, C, H, W]``."""
+        mask: Tensor = self.mask  # type: ignore[assignment]
+        now = functional.conv2d(codes.flatten(0, 1), self.current * mask, padding=1)
+        logits = []
+        for timestep, seen in enumerate(now.view_as(codes)):
+            known = min(timestep, LAGS)
+            value = seen + self.bias[known]
+            for lag, past in enumerate(self.past):
+                if lag < known:
+                    value = value + past(codes[timestep - 1 - lag])
+            logits.append(value)
+        return torch.stack(logits)
+
+
+class Loss(nn.Module):
+    """The training loss of one phase; compiled as a whole.
+
+    Args:
+        network: to be trained.
+        rate: trained beside it where the phase weighs the code's bits.
+        recipe: of the run.
+        phase: of the recipe.
+    """
+
+    def __init__(
+        self, network: SplitNetwork, rate: RateModel, recipe: Recipe, phase: Phase
+    ) -> None:
+        super().__init__()
+        self.head = network.backbone_head()
+        self.tail = network.backbone_tail()
+        self.bottleneck: nn.ModuleList | None = None
+        self.rate: RateModel | None = None
+        if phase.train == "joint":
+            self.bottleneck = nn.ModuleList([network.decoder, network.tail])
+            self.encoder = network.encoder
+            if phase.rate_weight:
+                self.rate = rate
+        self.rate_weight = phase.rate_weight
+        self.timesteps = phase.timesteps
+        self.weight = recipe.distillation
+        self.temperature = recipe.distillation_temperature
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the mean loss of the batch (scalar)."""
+        frames = batch.images.expand(self.timesteps, *batch.images.shape).contiguous()
+        features, _ = self.head(frames)
+        loss = self.of_logits(self.tail(features)[0], batch)
+        if self.bottleneck is not None:
+            codes, _ = self.encoder(features)
+            compressed = codes
+            for module in self.bottleneck:
+                compressed, _ = module(compressed)
+            loss = loss + self.of_logits(compressed, batch)
+            if self.rate is not None:
+                loss = loss + self.rate_weight * self.rate(codes)
+        return loss
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the parameters for an optimiser, with ``scale``, a factor of the learning rate.
+
+        The rate model learns as if its bits were the whole loss, and a good deal faster: it has to
+        keep up with a code that changes.
+        """
+        of_rate = [] if self.rate is None else list(self.rate.parameters())
+        known = {id(parameter) for parameter in of_rate}
+        of_network = [each for each in self.parameters() if id(each) not in known]
+        groups = [{"params": of_network, "weight_decay": weight_decay, "scale": 1.0}]
+        if of_rate:
+            scale = RATE_MODEL_SPEED / self.rate_weight
+            groups.append({"params": of_rate, "weight_decay": 0.0, "scale": scale})
+        return groups
+
+    def of_logits(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss over the cumulative outputs of every timestep."""
+        outputs = cumulative_mean(logits.float()).flatten(0, 1)
+        repeats = self.timesteps
+        hard = functional.cross_entropy(outputs, batch.labels.repeat(repeats))
+        if batch.soft is None:
+            return hard
+        target = (batch.soft / self.temperature).softmax(-1).repeat(repeats, 1)
+        student = (outputs / self.temperature).log_softmax(-1)
+        divergence = functional.kl_div(student, target, reduction="batchmean")
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
