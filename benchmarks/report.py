@@ -118,16 +118,15 @@ def run(
     arguments = parser.parse_args(argv)
     bundle = Bundle(arguments.bundle)
     settings, results = measure(bundle, arguments.quick)
-    flags = " --quick" if arguments.quick else ""
-    out = f" --out {arguments.out}" if arguments.out else ""
-    report = Report(
-        benchmark=name,
-        command=f"python -m benchmarks.{name}{flags}{out}",
-        machine=machine(),
-        versions=versions(),
-        settings={"bundle": bundle.manifest.name, "digest": bundle.digest} | settings,
-        results=results,
-    )
+    settings = {"bundle": bundle.manifest.name, "digest": bundle.digest} | settings
+    tell(name, "--quick" if arguments.quick else "", settings, results, arguments.out)
+    return 0
+
+
+def tell(
+    name: str, flags: str, settings: dict[str, Any], results: Sequence[Result], out: Path | None
+) -> None:
+    """Print the figures of a benchmark run with ``flags``, and write its report where asked to."""
     for result in results:
         spread = (
             ""
@@ -136,7 +135,14 @@ def run(
         )
         goal = "" if result.goal is None else f"  (goal: {result.goal})"
         sys.stdout.write(f"{result.name}: {result.value:.4g} {result.unit}{spread}{goal}\n")
-    if arguments.out:
-        encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
-        arguments.out.write_bytes(encoded + b"\n")
-    return 0
+    if out is None:
+        return
+    report = Report(
+        benchmark=name,
+        command=" ".join(filter(None, (f"python -m benchmarks.{name}", flags, f"--out {out}"))),
+        machine=machine(),
+        versions=versions(),
+        settings=settings,
+        results=list(results),
+    )
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

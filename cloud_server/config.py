@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared import config as settings
 from shared.codec.codecs import NAMES
-from shared.errors import ConfigError
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
@@ -71,44 +69,5 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> CloudConfig:
-    """Read a configuration.
-
-    Args:
-        path: a TOML file, or None for the defaults alone.
-        flags: values by key that override the file's; None values are left out.
-
-    Raises:
-        ConfigError: no readable TOML file, an unknown key or a wrong value; names the key, what
-            was expected and what came.
-    """
-    given = {key: value for key, value in flags.items() if value is not None}
-    values = (_read(path) if path is not None else {}) | given
-    unknown = sorted(values.keys() - set(CloudConfig.__struct_fields__))
-    if unknown:
-        known = ", ".join(CloudConfig.__struct_fields__)
-        raise ConfigError(f"{path}: expected keys of {known}; got {', '.join(unknown)}")
-    try:
-        return msgspec.convert(values, CloudConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), values, path, given)) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a readable file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected TOML: {error}") from error
-
-
-def _explain(
-    complaint: str, values: Mapping[str, Any], path: Path | None, given: Mapping[str, Any]
-) -> str:
-    """Turn msgspec's "Expected ... - at `$.key`" into "source: key: expected ..., got ..."."""
-    found = re.fullmatch(r"(?P<what>.*) - at `\$\.(?P<key>\w+).*`", complaint, re.DOTALL)
-    if found is None:
-        return f"{path or 'flags'}: {complaint}"
-    what, key = found["what"], found["key"]
-    source = "flag" if key in given else path
-    return f"{source}: {key}: {what[0].lower()}{what[1:]}, got {values[key]!r}"
+    """Read a configuration; see :func:`shared.config.load`."""
+    return settings.load(CloudConfig, path, flags)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared import config as settings
 from shared.codec.codecs import NAMES
-from shared.errors import ConfigError
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
@@ -134,51 +132,5 @@ def is_local(address: str) -> bool:
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:
-    """Read a configuration.
-
-    Args:
-        path: a TOML file, or None for the defaults alone.
-        flags: values by key that override the file's; None values are left out.
-
-    Raises:
-        ConfigError: no readable TOML file, an unknown key or a wrong value; names the key, what
-            was expected and what came.
-    """
-    given = {key: value for key, value in flags.items() if value is not None}
-    values = (_read(path) if path is not None else {}) | given
-    origin = str(path or "flags")
-    _refuse_unknown(values, EdgeConfig, origin)
-    if isinstance(values.get("source"), dict):
-        _refuse_unknown(values["source"], SourceConfig, f"{origin}: source")
-    try:
-        return msgspec.convert(values, EdgeConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(str(error), values)}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a readable file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected TOML: {error}") from error
-
-
-def _refuse_unknown(values: Mapping[str, Any], kind: type[msgspec.Struct], origin: str) -> None:
-    unknown = sorted(values.keys() - set(kind.__struct_fields__))
-    if unknown:
-        known = ", ".join(kind.__struct_fields__)
-        raise ConfigError(f"{origin}: expected keys of {known}; got {', '.join(unknown)}")
-
-
-def _explain(complaint: str, values: Mapping[str, Any]) -> str:
-    """Turn msgspec's "Expected ... - at `$.a.b`" into "a.b: expected ..., got ..."."""
-    found = re.fullmatch(r"(?P<what>.*) - at `\$\.(?P<key>[\w.]+).*`", complaint, re.DOTALL)
-    if found is None:
-        return complaint
-    came: Any = values
-    for name in found["key"].split("."):
-        came = came.get(name) if isinstance(came, Mapping) else came
-    what = found["what"]
-    return f"{found['key']}: {what[0].lower()}{what[1:]}, got {came!r}"
+    """Read a configuration; see :func:`shared.config.load`."""
+    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig})

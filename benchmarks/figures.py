@@ -1,0 +1,66 @@
+"""Draw the figures of the docs from ``benchmarks/results``: ``python -m benchmarks.figures``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import msgspec
+from matplotlib.figure import Figure
+
+from benchmarks.report import ROOT, Report
+
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "figures"
+CODECS = ("zstd-3", "raw", "ctx", "ctx-max")
+
+
+def read(name: str) -> dict[str, float]:
+    """Return a benchmark's published figures by name."""
+    report = msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Report)
+    return {result.name: result.value for result in report.results}
+
+
+def codec() -> Figure:
+    """Draw bytes per timestep t for each codec, with the floating-point model's mean."""
+    values, figure = read("codec"), Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name in CODECS:
+        pattern = re.compile(rf"{re.escape(name)}_bytes_at_t(\d+)")
+        points = {
+            int(found[1]): value
+            for each, value in values.items()
+            if (found := pattern.fullmatch(each))
+        }
+        axes.plot(list(points), list(points.values()), marker="o", label=name)
+        axes.set_xticks(list(points))
+    if "float_model_bytes_per_timestep" in values:
+        bound = values["float_model_bytes_per_timestep"]
+        axes.axhline(bound, linestyle=":", color="grey", label="float model, mean")
+    axes.set(xlabel="timestep t", ylabel="bytes", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+DRAWINGS = {"codec": codec}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder for the figures")
+    out: Path = parser.parse_args(argv).out
+    out.mkdir(parents=True, exist_ok=True)
+    # Without a date and with fixed ids the same figures give the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "neucodex"
+    for name, draw in DRAWINGS.items():
+        draw().savefig(out / f"{name}.svg", metadata={"Date": None})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
