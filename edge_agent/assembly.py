@@ -20,7 +20,7 @@ from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence, expand_alpha
 from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, parse_address
-from shared.model.bundle import Bundle, Calibration, PartName
+from shared.model.bundle import Bundle, Calibration, PartName, alpha_name
 from shared.tcp_info import WireCounter
 
 
@@ -107,7 +107,11 @@ class Kit:
                 raise ConfigError(f"alpha: {error}") from error
         if config.loss_budget is None and config.network == "whole":
             return expand_alpha(1.0, timesteps)
-        name = config.loss_budget or self.calibration.default_alpha
+        name = config.loss_budget
+        if name is None:
+            name = self.calibration.default_alpha
+        elif not isinstance(name, str):
+            name = alpha_name(name)
         lists = self.calibration.alpha
         if name not in lists:
             raise ConfigError(f"loss_budget: expected one of {', '.join(lists)}, got {name!r}")

@@ -119,7 +119,11 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         "--alpha", type=_alpha, metavar="A[,A...]", help="exit thresholds: one, or T - 1 of them"
     )
     parser.add_argument(
-        "--loss-budget", metavar="NAME", help="name of one of the bundle's alpha lists"
+        "--loss-budget",
+        type=_points_or_name,
+        metavar="POINTS",
+        help="points of accuracy that early exits may lose, of those the bundle is calibrated "
+        "for; or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
     parser.add_argument("--window", type=int, metavar="W", help="timesteps without their verdict")
@@ -139,6 +143,13 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
+
+
+def _points_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _alpha(text: str) -> float | tuple[float, ...]:

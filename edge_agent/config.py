@@ -47,8 +47,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""
-    loss_budget: str | None = None
-    """Name of one of the bundle's alpha lists, instead of ``alpha``."""
+    loss_budget: float | str | None = None
+    """Points of accuracy that early exits may lose, with the alpha that the bundle was calibrated
+    to for it; or the name of one of its alpha lists. Instead of ``alpha``."""
     confidence: Literal["max_softmax", "entropy", "margin"] | None = None
     """What is compared with alpha; absent: as the bundle was calibrated."""
     window: Steps = 1

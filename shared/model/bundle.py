@@ -145,6 +145,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Number of other held-out images, behind temperature and codec tables."""
 
 
+def alpha_name(budget_points: float) -> str:
+    """Return the name of the alpha list that may lose so many points of accuracy."""
+    return f"loss_budget_{float(budget_points)}_points"
+
+
 class Bundle:
     """A bundle on disk whose manifest has been read and whose files are verified when opened.
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.codec import native
 from shared.energy.operations import joules
 from shared.errors import ConfigError
 from shared.metrics import (
@@ -242,6 +243,11 @@ def test_what_runs_is_told(edge: EdgeMetrics, registry: CollectorRegistry) -> No
         "code_shape": "4x8x8",
     }
     (build,) = [family for family in registry.collect() if family.name == "neucodex_build"]
+    (codec,) = [family for family in registry.collect() if family.name == "neucodex_codec"]
+    assert codec.samples[0].labels == {
+        "component": "edge",
+        "implementation": native.IMPLEMENTATION,
+    }
     assert build.samples[0].labels["component"] == "edge"
     assert build.samples[0].labels["version"]
 

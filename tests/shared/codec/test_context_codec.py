@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import shutil
+import subprocess
+import sys
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -24,8 +27,10 @@ from shared.codec.context_model import (
     load_tables,
     save_tables,
 )
+from shared.codec.packet import Checksum, SampleDecoder, SampleEncoder
 from shared.errors import CodecError
 
+ROOT = Path(__file__).resolve().parents[3]
 KINDS = [ContextCodec, MixingCodec]
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
 
@@ -254,3 +259,39 @@ def test_a_damaged_parameter_file_is_refused_or_valid(data: st.DataObject) -> No
     except CodecError:
         return
     ContextCodec(tables)
+
+
+def test_without_the_c_module_the_reference_runs() -> None:
+    program = (
+        "import sys; sys.modules['shared.codec._native'] = None\n"
+        "from shared.codec import native\n"
+        "from shared.codec.context_codec import ContextCodec\n"
+        "from tests.shared.codec.test_context_codec import random_frames, random_tables\n"
+        "codec = ContextCodec(random_tables((2, 3, 4), 1))\n"
+        "print(native.IMPLEMENTATION, codec.encode(random_frames((2, 3, 4), 1, 0.4), []).hex())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    expected = ContextCodec(random_tables((2, 3, 4), 1)).encode(
+        random_frames((2, 3, 4), 1, 0.4), []
+    )
+    assert done.stdout.split() == ["python", expected.hex()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_of_255_timesteps_in_packets_of_any_size(
+    kind: type[ContextCodec | MixingCodec],
+) -> None:
+    shape = (2, 3, 5)
+    codec = kind(random_tables(shape, 8))
+    frames = random_frames(shape, 255, 0.2).reshape(255, *shape)
+    encoder = SampleEncoder(codec, shape, 255, Checksum.CRC16)
+    decoder = SampleDecoder(codec, shape, 255, Checksum.CRC16)
+    sizes, start, found = itertools.cycle([1, 7, 2, 30]), 0, []
+    while start < 255:
+        steps = min(next(sizes), 255 - start)
+        for packet in encoder.encode(frames[start : start + steps]):
+            found.append(decoder.decode(packet.to_bytes(0))[1])
+        start += steps
+    np.testing.assert_array_equal(np.concatenate(found), frames)
