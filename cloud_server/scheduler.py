@@ -283,7 +283,7 @@ class Scheduler:
         return batch
 
     def _compute(self, batch: Batch) -> _Computed:
-        """Run one engine call; on the worker thread, which alone touches the held slots."""
+        """Run one engine call, mostly on the worker thread; it alone touches the held slots."""
         slots = [sample.slot for sample, _ in batch]
         x = np.concatenate([step.frame for _, step in batch])
         began = time.perf_counter()
