@@ -30,12 +30,10 @@ check-protos: $(VENV)/.test
 RUN := runs/resnet18-cifar10-demo
 train-demo: $(VENV)/.test
 	$(if $(DATA),,$(error expected DATA=folder-with-CIFAR-10))
-	$(BIN)/python -m training.fit training/recipes/resnet18-cifar10-demo.toml --resume \
+	$(BIN)/neucodex-train fit training/recipes/resnet18-cifar10-demo.toml --resume \
 		--data $(DATA) $(if $(TEACHER),--teacher $(TEACHER)) --out $(RUN)
-	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle
-	$(BIN)/python -m training.evaluate $(RUN)/bundle --data $(DATA) --out $(RUN)/evaluation.json
-	$(BIN)/python -m training.export $(RUN) --data $(DATA) --out $(RUN)/bundle \
-		--evaluation $(RUN)/evaluation.json
+	$(BIN)/neucodex-train evaluate $(RUN) --data $(DATA)
+	$(BIN)/neucodex-train export $(RUN) --data $(DATA) --evaluation $(RUN)/evaluation.json
 
 # The demo needs the runtime alone; tests add the training side (PyTorch) and the tools.
 $(VENV)/bin/python:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.model.split import SplitNetwork
+from training.loss import over_timesteps
 
 STATISTICS_BATCHES = 60
 """Batches behind the new BatchNorm statistics."""
@@ -34,7 +35,8 @@ def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None
 
     Args:
         network: its BatchNorms keep their momentum.
-        batches: normalised images ``[N, C, H, W]``; the first :data:`STATISTICS_BATCHES` are used.
+        batches: normalised images or events, see :class:`training.loss.Batch`; the first
+            :data:`STATISTICS_BATCHES` are used.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momentums = [norm.momentum for norm in norms]
@@ -43,7 +45,7 @@ def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None
         norm.momentum = None
     network.train()
     for images, _ in zip(batches, range(STATISTICS_BATCHES), strict=False):
-        frames = images.expand(network.spec.timesteps, *images.shape)
+        frames = over_timesteps(images, network.spec.timesteps)
         features, _ = network.backbone_head()(frames)
         network.backbone_tail()(features)
         network.cloud_tail()(network.encoder(features)[0])

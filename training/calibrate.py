@@ -6,7 +6,7 @@ Everything runs through the bundle's own graphs, the engine and the exit rule th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from shared.engine.base import Array, Engine, zero_state
 from shared.engine.onnx_runtime import load_engine
 from shared.exit_rule import Confidence, decide, expand_alpha
-from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing
+from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, alpha_name
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
+from training.data.labelled import LabelledData
 from training.operations import count_operations
+from training.progress import SILENT, Progress
 
 BATCH = 250
 LOSS_BUDGETS_POINTS = (0.5, 1.0)
-DEFAULT_ALPHA = "loss_budget_0.5_points"
+DEFAULT_ALPHA = alpha_name(0.5)
 ALPHA_STEPS = 1000
 """Alpha is searched among this many equal steps between 0 and 1."""
 CERTAINTY = 0.95
@@ -40,6 +42,11 @@ class LabelledFrames(NamedTuple):
     """uint8, ``[N, C, H, W]`` (static) or ``[N, T, C, H, W]``."""
     labels: NDArray[np.int64]
     """int64, ``[N]``."""
+
+    @staticmethod
+    def of(data: LabelledData) -> LabelledFrames:
+        """Return the samples of a data set."""
+        return LabelledFrames(data.inputs, data.labels)
 
 
 def split_held_out(data: LabelledFrames) -> tuple[LabelledFrames, LabelledFrames]:
@@ -94,19 +101,35 @@ def run_engines(
     frames: NDArray[np.uint8],
     spec: NetworkSpec,
     preprocessing: Preprocessing,
+    *,
+    progress: Progress = SILENT,
+    between: Callable[[Array], None] | None = None,
 ) -> Run:
-    """Run every sample through the engines, one after the other, for all T timesteps."""
+    """Run every sample through the engines, one after the other, for all T timesteps.
+
+    Args:
+        engines: a chain; the last one gives the logits.
+        frames: uint8, as in :class:`LabelledFrames`.
+        spec: of the network.
+        preprocessing: of the network.
+        progress: hears of every batch.
+        between: gets what the first engine gives for a batch, ``[T, n, ...]``.
+    """
     logits: list[Array] = []
     spikes: dict[str, float] = {}
+    progress.begin("samples through the engines", -(-len(frames) // BATCH))
     for batch in batches(frames, spec, preprocessing):
         states = [zero_state(named.engine, len(batch[0])) for named in engines]
-        outputs = []
+        outputs: list[list[Array]] = [[] for _ in engines]
         for x in batch:
             for index, named in enumerate(engines):
                 x, states[index] = named.engine.step(x, states[index])
                 _count_spikes(spikes, named.states, states[index], spec.neuron.threshold)
-            outputs.append(x)
-        logits.append(np.stack(outputs))
+                outputs[index].append(x)
+        if between is not None:
+            between(np.stack(outputs[0]))
+        logits.append(np.stack(outputs[-1]))
+        progress.advance()
     steps = len(frames) * spec.timesteps
     return Run(np.concatenate(logits, axis=1), {name: n / steps for name, n in spikes.items()})
 
@@ -191,12 +214,23 @@ def exit_timesteps(decisions: Decisions, alpha: tuple[float, ...]) -> NDArray[np
     return exit_at
 
 
+def answers(decisions: Decisions, exit_at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return every sample's label at its exit, int64 ``[N]``."""
+    found: NDArray[np.int64] = np.take_along_axis(decisions.labels, exit_at[None], 0)[0]
+    return found
+
+
 def exit_accuracy(
     decisions: Decisions, labels: NDArray[np.int64], exit_at: NDArray[np.int64]
 ) -> float:
     """Return the share of samples whose label at their exit is right."""
-    answers = np.take_along_axis(decisions.labels, exit_at[None], 0)[0]
-    return float((answers == labels).mean())
+    return float((answers(decisions, exit_at) == labels).mean())
+
+
+def exit_losses(decisions: Decisions, labels: NDArray[np.int64], exit_at: NDArray[np.int64]) -> int:
+    """Count the samples that are right after all T timesteps and wrong at their exit."""
+    right_at_end = decisions.labels[-1] == labels
+    return int((right_at_end & (answers(decisions, exit_at) != labels)).sum())
 
 
 def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: float) -> float:
@@ -214,13 +248,11 @@ def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: fl
         budget_points: percentage points of accuracy that may be lost against all T timesteps.
     """
     timesteps = len(decisions.labels)
-    right_at_end = decisions.labels[-1] == labels
     smallest = 1.0
     for step in range(ALPHA_STEPS - 1, -1, -1):
         alpha = step / ALPHA_STEPS
         exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
-        answers = np.take_along_axis(decisions.labels, exit_at[None], 0)[0]
-        lost = int((right_at_end & (answers != labels)).sum())
+        lost = exit_losses(decisions, labels, exit_at)
         if binomial_cdf(lost, len(labels), budget_points / 100) > 1 - CERTAINTY:
             break
         smallest = alpha
@@ -241,23 +273,26 @@ def binomial_cdf(successes: int, trials: int, probability: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Calibration:
+def calibrate(
+    bundle: Bundle, data: LabelledFrames, *, threads: int = 1, progress: Progress = SILENT
+) -> Calibration:
     """Measure a bundle's calibration on held-out samples.
 
     Args:
         bundle: with all three parts; its calibration, if any, is not read.
         data: samples that no training phase has seen.
         threads: CPU threads of the engines.
+        progress: hears of every batch.
     """
     spec, preprocessing = bundle.spec, bundle.manifest.preprocessing
     engines = [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)]
     fitting, testing = split_held_out(data)
-    fitted = run_engines(engines, fitting.frames, spec, preprocessing)
+    fitted = run_engines(engines, fitting.frames, spec, preprocessing, progress=progress)
     temperature = fit_temperature(fitted.logits, fitting.labels)
-    compressed = run_engines(engines, testing.frames, spec, preprocessing)
+    compressed = run_engines(engines, testing.frames, spec, preprocessing, progress=progress)
     decisions = judge(compressed.logits, temperature)
     alpha = {
-        f"loss_budget_{budget}_points": expand_alpha(
+        alpha_name(budget): expand_alpha(
             fit_alpha(decisions, testing.labels, budget), spec.timesteps
         )
         for budget in LOSS_BUDGETS_POINTS
@@ -275,6 +310,69 @@ def calibrate(bundle: Bundle, data: LabelledFrames, *, threads: int = 1) -> Cali
         operations=count_operations(bundle, batches(testing.frames, spec, preprocessing)),
         images=len(testing.labels),
         fitting_images=len(fitting.labels),
+    )
+
+
+class BudgetAlpha(NamedTuple):
+    """What a loss budget asks of the exit rule, and what that gives on the held-out samples."""
+
+    budget_points: float
+    alpha: float
+    accuracy: float
+    lost_points: float
+    """Share of samples right after all T timesteps and wrong at their exit, in points."""
+    mean_timesteps: float
+    exit_distribution: tuple[float, ...]
+
+
+def budget_alphas(
+    bundle: Bundle,
+    data: LabelledFrames,
+    budgets_points: Sequence[float],
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> list[BudgetAlpha]:
+    """Measure the alphas of loss budgets anew, under the bundle's own temperature.
+
+    Args:
+        bundle: with head and tail.
+        data: the held-out samples that the bundle was calibrated on, or others like them that
+            neither training nor the temperature has seen: of the former only the testing part is
+            used (:func:`split_held_out`).
+        budgets_points: percentage points that may be lost against all T timesteps.
+        threads: CPU threads of the engines.
+        progress: hears of every batch.
+
+    Raises:
+        ValueError: a budget is not between 0 and 100.
+    """
+    if wrong := [budget for budget in budgets_points if not 0 < budget < 100]:
+        raise ValueError(f"expected loss budgets between 0 and 100 points, got {wrong[0]}")
+    calibration, spec = bundle.calibration(), bundle.spec
+    engines = [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)]
+    _, testing = split_held_out(data)
+    run = run_engines(
+        engines, testing.frames, spec, bundle.manifest.preprocessing, progress=progress
+    )
+    decisions = judge(run.logits, calibration.temperature, Confidence(calibration.confidence))
+    return [budget_alpha(decisions, testing.labels, budget) for budget in budgets_points]
+
+
+def budget_alpha(
+    decisions: Decisions, labels: NDArray[np.int64], budget_points: float
+) -> BudgetAlpha:
+    """Fit the alpha of one loss budget and say what it gives on the same samples."""
+    timesteps = len(decisions.labels)
+    alpha = fit_alpha(decisions, labels, budget_points)
+    exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
+    return BudgetAlpha(
+        budget_points=budget_points,
+        alpha=alpha,
+        accuracy=exit_accuracy(decisions, labels, exit_at),
+        lost_points=100 * exit_losses(decisions, labels, exit_at) / len(labels),
+        mean_timesteps=float(exit_at.mean()) + 1,
+        exit_distribution=distribution(exit_at, timesteps),
     )
 
 

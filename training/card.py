@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.errors import BundleError
 from shared.model.bundle import WEIGHTS, Calibration, Manifest
+from training.curves import read_log
+from training.data.sets import IN_RANDOM_ORDER
 from training.evaluate import Evaluation
 from training.recipe import Recipe
-
-LOG = "log.jsonl"
-TEACHER_LOGITS = "teacher_logits.npy"
+from training.teacher import TEACHER_LOGITS
 
 
 class History(NamedTuple):
@@ -26,11 +25,7 @@ class History(NamedTuple):
 
 def read_history(run: Path, recipe: Recipe) -> History:
     """Read the history of the run in folder ``run``."""
-    log = run / LOG
-    lines = log.read_text().splitlines() if log.exists() else []
-    return History(
-        recipe, (run / TEACHER_LOGITS).exists(), tuple(json.loads(line) for line in lines)
-    )
+    return History(recipe, (run / TEACHER_LOGITS).exists(), read_log(run))
 
 
 def card(
@@ -112,11 +107,13 @@ def _training(history: History) -> str:
         if history.distilled
         else "No teacher."
     )
+    is_last = recipe.data.name in IN_RANDOM_ORDER
+    held_out = f"the last {recipe.holdout:,}" if is_last else f"{recipe.holdout:,} drawn at random"
     return f"""## Training
 
-Recipe `{recipe.name}`, on the CIFAR-10 training images but for the last {recipe.holdout:,}, which
+Recipe `{recipe.name}`, on the training part of `{recipe.data.name}` but for {held_out}, which
 are held out. {teacher}
-The accuracy is on the held-out images at the phase's last timestep.
+The accuracy is on the held-out samples at the phase's last timestep.
 
 | phase | networks | timesteps | epochs | accuracy |
 |---|---|---|---|---|
@@ -132,16 +129,21 @@ def _final_accuracy(epoch: dict[str, Any] | None) -> str:
 
 
 def _evaluation(evaluation: Evaluation) -> str:
-    exits = evaluation.co_inference
+    exits = evaluation.co_inference[evaluation.default_alpha]
     return f"""## Test set
 
-{evaluation.images:,} images, through the engines and the exit rule that serve:
+{evaluation.images:,} samples of `{evaluation.data}`, through the engines, the exit rule and the
+codec that serve:
 
 - full T, network without the bottleneck: {100 * evaluation.accuracy_whole[-1]:.2f} %
 - full T, compressed: {100 * evaluation.accuracy_compressed[-1]:.2f} %
-- early exit with `{evaluation.alpha_name}`, compressed: {100 * exits.accuracy:.2f} % in
+- early exit with `{evaluation.default_alpha}`, compressed: {100 * exits.accuracy:.2f} % in
   {exits.mean_timesteps:.2f} timesteps on average
   ({_percentages(exits.exit_distribution)} use 1, 2, ...)
+- payload with codec `{evaluation.codec}`, under that alpha:
+  {exits.payload_bytes_per_timestep:.1f} bytes per timestep sent,
+  {exits.payload_bytes_per_image:.1f} per sample; bit-packed alone
+  {evaluation.packed_bytes_per_timestep} and {exits.packed_bytes_per_image:.1f}
 - {evaluation.code_bits_per_timestep} code bits per timestep before the codec, of which
   {100 * evaluation.code_firing_rate:.2f} % are spikes
 """

@@ -1,4 +1,4 @@
-"""Write the bundle of a training run: ``python -m training.export RUN --data DIR --out BUNDLE``.
+"""Write the bundle of a training run.
 
 Folds BatchNorm, exports the graphs, calibrates on the held-out training images through the very
 graphs just written, and writes the manifest last. The same run gives the same bytes and digest.
@@ -6,9 +6,7 @@ graphs just written, and writes the manifest last. The same run gives the same b
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import shutil
 import struct
 import tempfile
@@ -22,7 +20,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from shared.codec.context_model import ContextTables, save_tables
-from shared.errors import BundleError
+from shared.errors import BundleError, ConfigError
 from shared.model.bundle import (
     CALIBRATION,
     CODEC_TABLES,
@@ -41,14 +39,13 @@ from shared.model.folding import fold
 from shared.model.split import Part, SplitNetwork
 from training.calibrate import LabelledFrames, calibrate, head_codes, split_held_out
 from training.card import card, read_history
-from training.data.cifar10 import CLASSES, load_cifar10
 from training.evaluate import Evaluation
-from training.fit import MEAN, STD
+from training.fit import CHECKPOINT, load_checkpoint
 from training.fit_codec import fit_tables
 from training.graphs import Border, ExportError, Slice, part_graph, refer_to_weights
-from training.recipe import load_recipe
-
-log = logging.getLogger(__name__)
+from training.progress import SILENT, Progress
+from training.recipe import RECIPE, load_recipe
+from training.recipe_data import TrainingData
 
 CARD_FILE = "CARD.md"
 CODEC = "ctx"
@@ -72,9 +69,11 @@ class Measured(NamedTuple):
     tables: ContextTables
 
 
-def measure(bundle: Bundle, held_out: LabelledFrames, *, threads: int = 1) -> Measured:
+def measure(
+    bundle: Bundle, held_out: LabelledFrames, *, threads: int = 1, progress: Progress = SILENT
+) -> Measured:
     """Calibrate, and fit the codec tables, on samples that no training phase has seen."""
-    calibration = calibrate(bundle, held_out, threads=threads)
+    calibration = calibrate(bundle, held_out, threads=threads, progress=progress)
     fitting, _ = split_held_out(held_out)
     return Measured(calibration, fit_tables(head_codes(bundle, fitting.frames, threads)))
 
@@ -216,73 +215,50 @@ def _write(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Mani
     return manifest
 
 
+class ExportOptions(NamedTuple):
+    """What a bundle says and holds beside the network."""
+
+    version: str = "1"
+    half: bool = True
+    """Store weights as float16."""
+    evaluation: Evaluation | None = None
+    """Of the same weights, for the card."""
+
+
 def export_run(
     run: Path,
-    data: Path,
+    data: TrainingData,
     out: Path,
+    options: ExportOptions,
     *,
-    version: str,
-    half: bool,
-    evaluation: Evaluation | None,
-    threads: int,
+    threads: int = 1,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Write the bundle of the training run in folder ``run``; see :func:`write_bundle`.
 
     Args:
         run: holds ``checkpoint.pt`` and ``recipe.toml``.
-        data: folder with CIFAR-10.
+        data: of that recipe.
         out: directory to write.
-        version: of the bundle, for the manifest.
-        half: store weights as float16.
-        evaluation: of the same weights, for the card.
+        options: what else to write.
         threads: CPU threads of the calibration.
+        progress: hears of the calibration's batches.
+
+    Raises:
+        ConfigError: there is no checkpoint or recipe.
     """
-    recipe = load_recipe(run / "recipe.toml")
+    recipe = load_recipe(run / RECIPE)
+    if not (run / CHECKPOINT).is_file():
+        raise ConfigError(f"expected a checkpoint at {run / CHECKPOINT}, found none")
     network = SplitNetwork(recipe.network)
-    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    network.load_state_dict(checkpoint["network"])
-    images = load_cifar10(data, train=True)
-    held_out = LabelledFrames(images.pixels[-recipe.holdout :], images.labels[-recipe.holdout :])
-    history = read_history(run, recipe)
+    network.load_state_dict(load_checkpoint(run / CHECKPOINT)["network"])
+    held_out, history = LabelledFrames.of(data.held_out), read_history(run, recipe)
+    labels = data.training.classes
     return write_bundle(
         network,
-        Description(recipe.name, version, Preprocessing(mean=MEAN, std=STD), CLASSES),
-        lambda bundle: measure(bundle, held_out, threads=threads),
-        lambda manifest, calibration: card(manifest, calibration, history, evaluation),
+        Description(recipe.name, options.version, data.preprocessing, labels),
+        lambda bundle: measure(bundle, held_out, threads=threads, progress=progress),
+        lambda manifest, calibration: card(manifest, calibration, history, options.evaluation),
         out,
-        half=half,
+        half=options.half,
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder written by training.fit")
-    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
-    parser.add_argument("--out", type=Path, required=True, help="bundle directory to write")
-    parser.add_argument("--version", default="1", help="the bundle's version (default: 1)")
-    parser.add_argument("--float32", action="store_true", help="keep weights at full precision")
-    parser.add_argument(
-        "--evaluation", type=Path, help="JSON of training.evaluate, of the same weights"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    evaluation = None
-    if arguments.evaluation is not None:
-        evaluation = msgspec.json.decode(arguments.evaluation.read_bytes(), type=Evaluation)
-    bundle = export_run(
-        arguments.run,
-        arguments.data,
-        arguments.out,
-        version=arguments.version,
-        half=not arguments.float32,
-        evaluation=evaluation,
-        threads=arguments.threads,
-    )
-    log.info("%s: digest %s", bundle.path, bundle.digest)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -22,9 +22,21 @@ RATE_MODEL_SPEED = 10.0
 class Batch(NamedTuple):
     """One augmented batch."""
 
-    images: Tensor  # float32 [N, 3, 32, 32], normalised
+    images: Tensor  # float32 [N, C, H, W], or events [N, T, 2, H, W]; normalised
     labels: Tensor  # int64 [N]
     soft: Tensor | None  # float32 [N, K], the teacher's logits
+
+
+def over_timesteps(samples: Tensor, timesteps: int) -> Tensor:
+    """Return what a network reads at each timestep, ``[timesteps, N, C, H, W]``.
+
+    Args:
+        samples: images ``[N, C, H, W]``, the same at every timestep, or events ``[N, T, C, H, W]``.
+        timesteps: of events the first so many, T at most.
+    """
+    if samples.ndim == 4:
+        return samples.expand(timesteps, *samples.shape)
+    return samples[:, :timesteps].transpose(0, 1)
 
 
 class RateModel(nn.Module):
@@ -101,7 +113,7 @@ class Loss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of the batch (scalar)."""
-        frames = batch.images.expand(self.timesteps, *batch.images.shape).contiguous()
+        frames = over_timesteps(batch.images, self.timesteps).contiguous()
         features, _ = self.head(frames)
         loss = self.of_logits(self.tail(features)[0], batch)
         if self.bottleneck is not None:

@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shared.errors import ConfigError
 from shared.model.spec import NetworkSpec
+from training.data.sets import Options, check_options
+
+RECIPE = "recipe.toml"
+"""Name of a run folder's copy of its recipe."""
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -34,18 +39,45 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     :mod:`training.average`."""
 
 
+class DataChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A data set and how to read it.
+
+    Raises:
+        ValueError: there is no such data set, or it has no such option.
+    """
+
+    name: str = "cifar10"
+    """A key of :data:`training.data.sets.DATA_SETS`."""
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        check_options(self.name, self.options)
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole training run."""
+    """A whole training run.
+
+    Raises:
+        ValueError: a phase wants more event frames than there are, or the shift is as large as the
+            samples.
+    """
 
     name: str
     network: NetworkSpec
     phases: tuple[Phase, ...]
+    data: DataChoice = DataChoice()
     holdout: Count = 2500
-    """Training images (the last ones) that no phase sees; calibration uses them."""
+    """Training samples that no phase sees; calibration uses them. Of CIFAR-10 the last ones, of
+    sets sorted by class random ones (by ``seed``)."""
     batch_size: Count = 128
+    shift: Annotated[int, msgspec.Meta(ge=0)] = 4
+    """Pixels by which every training sample is shifted at most, in both directions. Images are
+    continued by reflection, events by silence."""
+    mirror: bool | None = None
+    """Mirror every other training sample left to right; None mirrors images, not events."""
     cutout: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Side of the square of pixels that is blanked out at a random place of every training image
-    (DeVries and Taylor 2017); 0 for none."""
+    """Side of the square of pixels that is blanked out at a random place of every training sample
+    (DeVries and Taylor 2017), the same at all timesteps; 0 for none."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 5e-4
     distillation: Share = 0.5
     """Weight of the teacher's soft targets against the labels; without a teacher, 0."""
@@ -54,7 +86,35 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Slope of the arctangent surrogate gradient (``snntorch.surrogate.atan``)."""
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        smallest = min(self.network.input_shape[1:])
+        if self.shift >= smallest:
+            raise ValueError(f"expected a shift below {smallest} pixels, got {self.shift}")
+        if self.network.input_kind == "static":
+            return
+        for phase in self.phases:
+            if phase.timesteps > self.network.timesteps:
+                raise ValueError(
+                    f"expected at most the network's {self.network.timesteps} timesteps of events "
+                    f"in phase {phase.name!r}, got {phase.timesteps}"
+                )
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether training samples are mirrored."""
+        return self.network.input_kind == "static" if self.mirror is None else self.mirror
+
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; raises ``msgspec.ValidationError`` naming the key that is wrong."""
-    return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    """Read a recipe.
+
+    Raises:
+        ConfigError: not there, no TOML, or a key is wrong: says which, what was expected and what
+            came.
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise ConfigError(f"expected a recipe at {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error

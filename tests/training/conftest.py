@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training.data.cifar10 import TEST_BATCH, TRAIN_BATCHES, Images
+from training.recipe import Recipe, load_recipe
 
 IMAGES_PER_BATCH = 8
 
@@ -54,6 +55,22 @@ begin_with_mean_of = [1, 2]
 """
 
 
+EVENTS = (
+    RECIPE.replace('name = "tiny"', 'name = "tiny-events"')
+    .replace("input_shape = [3, 32, 32]", 'input_shape = [2, 32, 32]\ninput_kind = "events"')
+    .replace(
+        "[[phases]]",
+        """[data]
+name = "cifar10-sim"
+[data.options]
+framing = { by = "time", timesteps = 2 }
+
+[[phases]]""",
+        1,
+    )
+)
+
+
 @pytest.fixture(scope="session")
 def pictures() -> dict[str, Images]:
     """Random images and labels by batch name."""
@@ -84,7 +101,27 @@ def cifar10(pictures: dict[str, Images], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of two phases of two epochs."""
+    """A recipe for CIFAR-10 of three phases with five epochs in all."""
     path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="session")
+def events_recipe_file(recipe_file: Path) -> Path:
+    """The same recipe for simulated events in two frames."""
+    path = recipe_file.with_name("tiny-events.toml")
+    path.write_text(EVENTS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(recipe_file: Path) -> Recipe:
+    """The recipe for CIFAR-10."""
+    return load_recipe(recipe_file)
+
+
+@pytest.fixture(scope="session")
+def events_recipe(events_recipe_file: Path) -> Recipe:
+    """The recipe for simulated events."""
+    return load_recipe(events_recipe_file)

@@ -81,15 +81,24 @@ def load(
         MissingDataError: the data set is not there.
         ValueError: there is no such data set, or it has no such option.
     """
+    options = options or Options()
+    check_options(name, options)
+    return DATA_SETS[name].read(Request(folder, train, options, cache))
+
+
+def check_options(name: str, options: Options) -> None:
+    """Check that there is such a data set and that it has these options.
+
+    Raises:
+        ValueError: it is not so.
+    """
     if name not in DATA_SETS:
         raise ValueError(f"expected a data set of {', '.join(DATA_SETS)}, got {name!r}")
-    options = options or Options()
     given = {key for key, value in msgspec.structs.asdict(options).items() if value is not None}
-    data_set = DATA_SETS[name]
-    if stray := given - data_set.options:
-        allowed = ", ".join(sorted(data_set.options)) or "none"
+    has = DATA_SETS[name].options
+    if stray := given - has:
+        allowed = ", ".join(sorted(has)) or "none"
         raise ValueError(f"expected options of {name} ({allowed}), got {', '.join(sorted(stray))}")
-    return data_set.read(Request(folder, train, options, cache))
 
 
 def _cifar10(request: Request) -> LabelledData:
@@ -193,3 +202,6 @@ DATA_SETS = {
     "caltech101-sim": DataSet(_sim(_CALTECH_101, SIM_CALTECH_SIZE), _SIM | _SPLIT | {"size"}),
 }
 """Data sets by name: those with ``sim`` are simulated, all others as published."""
+
+IN_RANDOM_ORDER = frozenset({"cifar10", "cifar10-sim"})
+"""Data sets whose last samples are as good as any; the others come sorted by class."""

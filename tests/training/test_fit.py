@@ -1,0 +1,121 @@
+"""Training runs: interrupted and resumed, on pictures and on events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.errors import ConfigError
+from training.curves import draw_curves, read_log
+from training.fit import CHECKPOINT, FitOptions, checked_device, fit, load_checkpoint
+from training.recipe import Recipe
+from training.recipe_data import TrainingData, load_training
+
+EPOCHS = [("first", 0), ("first", 1), ("second", 0), ("second", 1), ("third", 0)]
+FRESH = FitOptions(compile_loss=False)
+PNG = b"\x89PNG\r\n"
+
+
+class InterruptedRunError(Exception):
+    """Stands for a machine that goes away."""
+
+
+class Interrupted:
+    """A progress that ends the run when so many epochs have begun."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def begin(self, what: str, steps: int) -> None:
+        if self.left == 0:
+            raise InterruptedRunError
+        self.left -= 1
+
+    def advance(self, note: str = "") -> None:
+        assert note.startswith("loss ")
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe, cifar10: Path) -> TrainingData:
+    return load_training(recipe, cifar10)
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Recipe, data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    fit(recipe, data, folder, FRESH)
+    return folder
+
+
+def epochs(folder: Path) -> list[tuple[str, int]]:
+    return [(line["phase"], line["epoch"]) for line in read_log(folder)]
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("network", "rate"):
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(other[part][name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2, 3, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    run: Path, recipe: Recipe, data: TrainingData, tmp_path: Path, epochs_done: int
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        fit(recipe, data, tmp_path, FRESH, Interrupted(epochs_done))
+    assert epochs(tmp_path) == EPOCHS[:epochs_done]
+    fit(recipe, data, tmp_path, FRESH._replace(resume=True))
+
+    assert_same(load_checkpoint(run / CHECKPOINT), load_checkpoint(tmp_path / CHECKPOINT))
+    assert epochs(run) == epochs(tmp_path) == EPOCHS
+
+
+def test_every_epoch_is_logged_and_drawn(run: Path, tmp_path: Path) -> None:
+    for line in read_log(run):
+        timesteps = 2 if line["phase"] == "second" else 1
+        assert {len(each) for each in line["holdout_accuracy"].values()} == {timesteps}
+        assert line["holdout_code_bits"] > 0
+    assert (run / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_a_log_of_an_older_run_is_drawn(run: Path, tmp_path: Path) -> None:
+    lines = [dict(line) for line in read_log(run)]
+    del lines[0]["holdout_code_bits"], lines[1]["loss"]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_a_network_learns_from_events(events_recipe: Recipe, cifar10: Path, tmp_path: Path) -> None:
+    data = load_training(events_recipe, cifar10, tmp_path / "cache")
+    assert data.training.inputs.shape == (32, 2, 2, 32, 32)
+
+    fit(events_recipe, data, tmp_path, FRESH)
+
+    assert epochs(tmp_path) == EPOCHS
+    accuracy = read_log(tmp_path)[2]["holdout_accuracy"]
+    assert {name: len(values) for name, values in accuracy.items()} == {"full": 2, "compressed": 2}
+
+
+def test_teachers_are_for_cifar10(events_recipe: Recipe, cifar10: Path, tmp_path: Path) -> None:
+    data = load_training(events_recipe, cifar10)
+    options = FRESH._replace(teacher=tmp_path / "teacher.th")
+    with pytest.raises(ConfigError, match="expected no teacher.*got one for cifar10-sim"):
+        fit(events_recipe, data, tmp_path, options)
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected a device that is here, got '{name}'"):
+        checked_device(name)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains(recipe: Recipe, data: TrainingData, tmp_path: Path) -> None:
+    fit(recipe, data, tmp_path, FRESH._replace(device="cuda"))
+    fit(recipe, data, tmp_path, FRESH._replace(device="cuda", resume=True))
+    assert epochs(tmp_path) == EPOCHS

@@ -1,0 +1,376 @@
+"""``neucodex-train``: train a recipe, write its bundle, measure and compare bundles."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+from shared.errors import BundleError, ConfigError, NeucodexError
+from shared.model.bundle import MANIFEST, WEIGHTS, Bundle
+from training.calibrate import LabelledFrames, budget_alphas, split_held_out
+from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
+from training.export import ExportOptions, export_run
+from training.fit import CHECKPOINT, FitOptions, fit
+from training.progress import shown_on
+from training.recipe import RECIPE, Recipe, load_recipe
+from training.recipe_data import load_test, load_training
+from training.report import budget_table, draw_trade_off, trade_off_table
+
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).resolve().parent / "recipes"
+BUNDLE, EVALUATION, CACHE = "bundle", "evaluation.json", "cache"
+"""What a run folder holds beside its recipe, log, curves and checkpoints."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 2, with one line on stderr, where it cannot run."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _log_to(Console(stderr=True))
+        code: int = arguments.command(arguments)
+    except NeucodexError as error:
+        print(f"neucodex-train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _log_to(console: Console) -> None:
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neucodex-train", description="Train networks and make model bundles of them."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_fit(commands.add_parser("fit", help="train a recipe and write its bundle"))
+    _add_calibrate(commands.add_parser("calibrate", help="alphas for loss budgets of your own"))
+    _add_export(commands.add_parser("export", help="write a run's bundle again"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure a bundle on the test set"))
+    _add_report(commands.add_parser("report", help="compare bundles: table and picture"))
+    return parser
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train a recipe. The run folder gets recipe.toml, log.jsonl (a line per epoch), "
+        "curves.png, checkpoints and, at the end, the bundle."
+    )
+    parser.set_defaults(command=_fit)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe file (TOML)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="run folder, made if missing"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last epoch saved")
+    parser.add_argument(
+        "--teacher", type=Path, help="pytorch_resnet_cifar10 checkpoint to distil from"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="run without torch.compile (for short runs)"
+    )
+    _add_data(parser, threads="all")
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure on the held-out samples which alpha keeps a loss budget: the accuracy lost by "
+        "leaving early is at most that many points, with 95 % certainty, for samples like those."
+    )
+    parser.set_defaults(command=_calibrate)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")
+    parser.add_argument(
+        "--loss-budget",
+        type=_points,
+        nargs="+",
+        required=True,
+        metavar="POINTS",
+        help="percentage points of accuracy, e.g. 0.5",
+    )
+    _add_recipe(parser)
+    _add_data(parser)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fold BatchNorm, export the graphs and calibrate on the held-out samples through the very "
+        "graphs just written. The same run gives the same bytes and digest."
+    )
+    parser.set_defaults(command=_export)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=Path, help="bundle to write (default: RUN/bundle)")
+    parser.add_argument("--version", default="1", help="the bundle's version (default: 1)")
+    parser.add_argument("--float32", action="store_true", help="keep weights at full precision")
+    parser.add_argument(
+        "--evaluation", type=Path, help="JSON of evaluate, of the same weights, for the card"
+    )
+    _add_data(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run the whole test set through the engines, the exit rule and the codec that serve."
+    )
+    parser.set_defaults(command=_evaluate)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file to write (default: RUN/evaluation.json of a run, else standard output)",
+    )
+    _add_recipe(parser)
+    _add_data(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print and draw the trade-off between accuracy, bytes and timesteps."
+    parser.set_defaults(command=_report)
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="run folder, JSON of evaluate, or bundle; what has no evaluation is evaluated now",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("trade-off.png"),
+        help="picture to write (default: trade-off.png)",
+    )
+    _add_recipe(parser)
+    _add_data(parser, required=False)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="names the data set (default: recipe.toml beside the bundle, else the shipped "
+        "recipe of the bundle's name)",
+    )
+
+
+def _add_data(
+    parser: argparse.ArgumentParser, *, required: bool = True, threads: str = "1"
+) -> None:
+    parser.add_argument(
+        "--data", type=Path, required=required, metavar="DIR", help="where the data set lies"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keeps simulated event frames (default: RUN/cache of a run)",
+    )
+    parser.add_argument("--threads", type=_count, help=f"CPU threads (default: {threads})")
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"expected points between 0 and 100, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    run: Path = arguments.out
+    recipe = load_recipe(arguments.recipe)
+    is_begun = (run / CHECKPOINT).exists()
+    if is_begun and not arguments.resume:
+        raise ConfigError(f"expected no training run at {run}, found one; --resume goes on with it")
+    data = load_training(recipe, arguments.data, arguments.cache or run / CACHE)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    run.mkdir(parents=True, exist_ok=True)
+    if arguments.recipe.resolve() != (run / RECIPE).resolve():
+        shutil.copyfile(arguments.recipe, run / RECIPE)
+    options = FitOptions(
+        resume=is_begun,
+        teacher=arguments.teacher,
+        device=arguments.device,
+        compile_loss=not arguments.no_compile,
+    )
+    with shown_on(Console(stderr=True)) as progress:
+        fit(recipe, data, run, options, progress)
+        bundle = export_run(
+            run,
+            data,
+            run / BUNDLE,
+            ExportOptions(),
+            threads=_threads(arguments),
+            progress=progress,
+        )
+    log.info("%s: digest %s", bundle.path, bundle.digest)
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    found = find_bundle(arguments.bundle)
+    recipe = recipe_of(found, arguments.recipe)
+    data = load_training(recipe, arguments.data, arguments.cache or found.cache)
+    held_out = LabelledFrames.of(data.held_out)
+    with shown_on(Console(stderr=True)) as progress:
+        alphas = budget_alphas(
+            found.bundle,
+            held_out,
+            arguments.loss_budget,
+            threads=_threads(arguments),
+            progress=progress,
+        )
+    _, testing = split_held_out(held_out)
+    Console().print(budget_table(alphas, len(testing.labels)))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    run: Path = arguments.run
+    evaluation = None if arguments.evaluation is None else load_evaluation(arguments.evaluation)
+    options = ExportOptions(arguments.version, not arguments.float32, evaluation)
+    data = load_training(load_recipe(run / RECIPE), arguments.data, arguments.cache or run / CACHE)
+    with shown_on(Console(stderr=True)) as progress:
+        bundle = export_run(
+            run,
+            data,
+            arguments.out or run / BUNDLE,
+            options,
+            threads=_threads(arguments),
+            progress=progress,
+        )
+    log.info("%s: digest %s", bundle.path, bundle.digest)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    found = find_bundle(arguments.bundle)
+    content = to_json(_evaluated(found, arguments))
+    out = arguments.out or found.evaluation
+    if out is None:
+        sys.stdout.write(content.decode())
+    else:
+        out.write_bytes(content)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    evaluations = [_evaluation_at(path, arguments) for path in arguments.paths]
+    for evaluation in evaluations:
+        Console().print(trade_off_table(evaluation))
+    draw_trade_off(evaluations, arguments.out)
+    log.info("drawn: %s", arguments.out)
+    return 0
+
+
+def _evaluation_at(path: Path, arguments: argparse.Namespace) -> Evaluation:
+    if path.is_file():
+        return load_evaluation(path)
+    found = find_bundle(path)
+    if found.evaluation is not None and found.evaluation.exists():
+        evaluation = load_evaluation(found.evaluation)
+        if evaluation.weights_sha256 == found.bundle.manifest.files[WEIGHTS]:
+            return evaluation
+        log.info("%s is of older weights", found.evaluation)
+    if arguments.data is None:
+        raise ConfigError(f"expected an evaluation of {path}, or --data to make one, got neither")
+    return _evaluated(found, arguments)
+
+
+def _evaluated(found: FoundBundle, arguments: argparse.Namespace) -> Evaluation:
+    recipe = recipe_of(found, arguments.recipe)
+    data = load_test(recipe, arguments.data, arguments.cache or found.cache)
+    with shown_on(Console(stderr=True)) as progress:
+        return evaluate(
+            found.bundle,
+            LabelledFrames.of(data),
+            data.name,
+            threads=_threads(arguments),
+            progress=progress,
+        )
+
+
+def _threads(arguments: argparse.Namespace) -> int:
+    """Return the CPU threads of the engines."""
+    threads: int = arguments.threads or 1
+    return threads
+
+
+class FoundBundle(NamedTuple):
+    """A bundle, and the run folder it belongs to, if a run folder was named."""
+
+    bundle: Bundle
+    run: Path | None
+
+    @property
+    def evaluation(self) -> Path | None:
+        """Where the run keeps its evaluation."""
+        return None if self.run is None else self.run / EVALUATION
+
+    @property
+    def cache(self) -> Path | None:
+        """Where the run keeps simulated event frames."""
+        return None if self.run is None else self.run / CACHE
+
+
+def find_bundle(path: Path) -> FoundBundle:
+    """Open the bundle at ``path``, or that of the run folder ``path``.
+
+    Raises:
+        BundleError: there is neither.
+    """
+    if (path / MANIFEST).is_file():
+        return FoundBundle(Bundle(path), None)
+    if (path / BUNDLE / MANIFEST).is_file():
+        return FoundBundle(Bundle(path / BUNDLE), path)
+    raise BundleError(f"expected a bundle or the folder of a finished run at {path}, found none")
+
+
+def recipe_of(found: FoundBundle, given: Path | None) -> Recipe:
+    """Return the recipe that names a bundle's data set.
+
+    Args:
+        found: the bundle.
+        given: the recipe's file; None looks beside the bundle, then among the shipped recipes.
+
+    Raises:
+        ConfigError: there is none, or it describes another network.
+    """
+    bundle = found.bundle
+    places = (bundle.path.parent / RECIPE, SHIPPED / f"{bundle.manifest.name}.toml")
+    path = given or next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"expected --recipe, because there is neither {' nor '.join(map(str, places))}"
+        )
+    recipe = load_recipe(path)
+    if recipe.network != bundle.spec:
+        raise ConfigError(
+            f"expected the recipe of {bundle.path}, got that of another network: {path}"
+        )
+    return recipe
+
+
+if __name__ == "__main__":
+    sys.exit(main())
