@@ -2,9 +2,8 @@
 
 Valid packets of random samples are mutated as AFL does (bits flipped, bytes set, cut, repeated,
 spliced from elsewhere, or all random) and given to :class:`shared.codec.packet.SampleDecoder` with
-every codec, in C and in Python, in any order. Each must end in frames of the agreed size or in a
-``CodecError``, at once, and the process must not grow. Anything else stops the run and prints the
-seed of the input that did it.
+every codec, in C and in Python. Each must end in frames of the agreed size or in a ``CodecError``,
+at once, and the process must not grow. Anything else is counted as a failure, with its seed.
 """
 
 from __future__ import annotations
@@ -132,8 +131,16 @@ def check(setting: Setting, packets: Iterator[bytes]) -> int:
     return taken
 
 
-def fuzz(job: tuple[int, int]) -> int:
-    """Run one chunk: ``(seed, inputs)``; return how many packets were decoded or refused."""
+class Outcome(NamedTuple):
+    """What came of one chunk."""
+
+    inputs: int
+    """Packets decoded or refused."""
+    failures: tuple[str, ...]
+
+
+def fuzz(job: tuple[int, int]) -> Outcome:
+    """Run one chunk: ``(seed, inputs)``; its first failure ends it."""
     seed, inputs = job
     choose, known, done = random.Random(seed), stream_settings(seed), 0
     while done < inputs:
@@ -146,10 +153,10 @@ def fuzz(job: tuple[int, int]) -> int:
         try:
             done += check(setting, damaged)
         except Exception as error:
-            raise RuntimeError(f"seed {seed}, codec {setting.codec.name}: {error!r}") from error
+            return Outcome(done, (f"seed {seed}, codec {setting.codec.name}: {error!r}",))
         if time.monotonic() - began > SLOWEST_SECONDS:
-            raise RuntimeError(f"seed {seed}, codec {setting.codec.name}: took too long")
-    return done
+            return Outcome(done, (f"seed {seed}, codec {setting.codec.name}: took too long",))
+    return Outcome(done, ())
 
 
 def resident_bytes() -> int:
@@ -171,11 +178,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     chunks = -(-arguments.inputs // CHUNK)
     jobs = [(arguments.seed + number, CHUNK) for number in range(chunks)]
     with multiprocessing.Pool(arguments.processes) as pool:
-        inputs = sum(pool.imap_unordered(fuzz, jobs))
+        outcomes = list(pool.imap_unordered(fuzz, jobs))
+    inputs = sum(outcome.inputs for outcome in outcomes)
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    for failure in failures:
+        sys.stderr.write(f"{failure}\n")
     growth_bytes = resident_bytes() - before_bytes
     results = [
         figure("inputs", [inputs], "packets"),
-        figure("failures", [0], "packets", "0"),
+        figure("failures", [len(failures)], "packets", "0"),
         figure("memory_growth", [growth_bytes], "bytes", f"at most {GROWTH_LIMIT_BYTES}"),
         figure("duration", [time.monotonic() - began], "seconds"),
     ]
@@ -187,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results,
         arguments.out,
     )
-    return 0 if growth_bytes <= GROWTH_LIMIT_BYTES else 1
+    return 1 if failures or growth_bytes > GROWTH_LIMIT_BYTES else 0
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ class Outbox:
         self._failures: list[Failure] = []
         self._draining: Draining | None = None
         self._ended = False
-        self._ready = False
-        """There is something to take, or the end."""
-        self._taker: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
 
     def put(self, item: Opened | Verdict | Failure | Draining) -> None:
         """Add something to be written.
@@ -43,27 +41,16 @@ class Outbox:
                 self._opened = item
             case Draining():
                 self._draining = item
-        self._tell()
+        self._changed.set()
 
     def end(self) -> None:
         """Let :meth:`take` return None once everything has been taken."""
         self._ended = True
-        self._tell()
-
-    def _tell(self) -> None:
-        self._ready = True
-        if self._taker is not None and not self._taker.done():
-            self._taker.set_result(None)
+        self._changed.set()
 
     async def take(self) -> CloudMessage | None:
-        """Wait for something to write and return all of it; None after the end.
-
-        One taker at a time.
-        """
-        if not self._ready:
-            # A bare future: an asyncio.Event costs twice as much, for every message.
-            self._taker = asyncio.get_running_loop().create_future()
-            await self._taker
+        """Wait for something to write and return all of it; None after the end."""
+        await self._changed.wait()
         message = CloudMessage(
             opened=self._opened,
             verdicts=tuple(self._verdicts),
@@ -75,5 +62,6 @@ class Outbox:
         self._failures.clear()
         if message == CloudMessage():
             return None
-        self._ready = self._ended
+        if not self._ended:
+            self._changed.clear()
         return message

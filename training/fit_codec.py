@@ -32,6 +32,7 @@ PRIOR_COUNT = 8.0
 EPOCHS = 20
 BATCH = 128
 LEARNING_RATE = 0.03
+"""Found on the codes of a ResNet-18: 60 epochs in smaller batches took 1 % fewer bytes."""
 WEIGHT_DECAY = 1e-4
 LOGIT_LIMIT = SQUASH_SIZE / 2 / LOGIT_UNITS
 """Logits are kept within the squash table: 8."""

@@ -1,5 +1,5 @@
 /* The context codecs in C: what context_model.py, range_coder.py and context_codec.py do, byte for
- * byte the same, some fifty times faster. All sizes are checked before anything is read; the one
+ * byte the same, twenty to sixty times faster. All sizes are checked before anything is read; the one
  * allocation that depends on its caller's numbers is checked against overflow.
  *
  * A frame is C * H * W bytes of 0 or 1, channel by channel, row by row. */

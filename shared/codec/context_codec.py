@@ -5,7 +5,7 @@ The classes here pick the C implementation where there is one; the functions are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -64,18 +64,17 @@ class ContextCodec:
         check_size(self._tables.shape, bits)
         if self._native is not None:
             return self._native.decode(data, steps, bits, history)
-        decoder, known = RangeDecoder(data), list(history)
-        for timestep in range(len(history), len(history) + steps):
-            row = self._rows[self._tables.row(timestep)]
-            contexts = history_contexts(known, self._tables.shape).tolist()
-            frame = [
-                bit
-                for probabilities, plane in zip(row, contexts, strict=True)
-                for bit in decode_plane(decoder, probabilities, plane)
-            ]
-            known.append(np.array(frame, np.uint8))
-        decoder.finish()
-        return np.stack(known[len(history) :])
+        return decode_frames(data, steps, history, self._decode_frame)
+
+    def _decode_frame(self, decoder: RangeDecoder, timestep: int, past: History) -> Frames:
+        row = self._rows[self._tables.row(timestep)]
+        contexts = history_contexts(past, self._tables.shape).tolist()
+        bits = [
+            bit
+            for probabilities, plane in zip(row, contexts, strict=True)
+            for bit in decode_plane(decoder, probabilities, plane)
+        ]
+        return np.array(bits, np.uint8)
 
     @cached_property
     def _rows(self) -> list[list[list[int]]]:
@@ -128,14 +127,10 @@ class MixingCodec:
         check_size(self._tables.shape, bits)
         if self._native is not None:
             return self._native.decode(data, steps, bits, history)
-        decoder, known = RangeDecoder(data), list(history)
-        for timestep in range(len(history), len(history) + steps):
-            known.append(self._decode_frame(decoder, self._tables.row(timestep), known))
-        decoder.finish()
-        return np.stack(known[len(history) :])
+        return decode_frames(data, steps, history, self._decode_frame)
 
-    def _decode_frame(self, decoder: RangeDecoder, row: int, past: History) -> Frames:
-        shape, mixing = self._tables.shape, self._mixing
+    def _decode_frame(self, decoder: RangeDecoder, timestep: int, past: History) -> Frames:
+        shape, mixing, row = self._tables.shape, self._mixing, self._tables.row(timestep)
         sums = past_logits(mixing, row, past, shape)
         contexts = history_contexts(past, shape)
         planes = []
@@ -186,6 +181,30 @@ def check_size(shape: Shape, bits: int) -> None:
     expected = shape[0] * shape[1] * shape[2]
     if bits != expected:
         raise ValueError(f"expected frames of {expected} bits, as the tables, got {bits}")
+
+
+def decode_frames(
+    data: bytes,
+    steps: int,
+    history: History,
+    decode_frame: Callable[[RangeDecoder, int, History], Frames],
+) -> Frames:
+    """Return the frames of a code word, uint8 ``[steps, n]``, decoded one after the other.
+
+    Args:
+        data: the code word.
+        steps: how many frames.
+        history: the frames before them.
+        decode_frame: takes decoder, timestep and all frames before it.
+
+    Raises:
+        CodecError: the code word is too long.
+    """
+    decoder, known = RangeDecoder(data), list(history)
+    for timestep in range(len(history), len(history) + steps):
+        known.append(decode_frame(decoder, timestep, known))
+    decoder.finish()
+    return np.stack(known[len(history) :])
 
 
 def walk(frames: Frames, history: History) -> Iterator[tuple[Frames, int, History]]:

@@ -124,6 +124,17 @@ def load_tables(data: bytes) -> ContextTables:
     )
 
 
+_DAMAGED = (
+    zipfile.BadZipFile,  # no archive, or a member's CRC is wrong
+    NotImplementedError,  # a compression or an encryption that zipfile does not know
+    EOFError,  # a member ends early
+    KeyError,  # listed and not there
+    OSError,  # a seek before the start
+    ValueError,  # no array, or one that would have to be unpickled
+)
+"""What zipfile and NumPy raise for damaged files, as flipping their bytes brings out."""
+
+
 def _read_arrays(data: bytes) -> dict[str, NDArray[np.generic]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -132,8 +143,8 @@ def _read_arrays(data: bytes) -> dict[str, NDArray[np.generic]]:
                 raise CodecError(f"expected at most {MAX_BYTES} bytes of codec tables, got {size}")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as e:
-        raise CodecError(f"expected codec tables (npz): {e}") from e
+    except _DAMAGED as error:
+        raise CodecError(f"expected codec tables (npz): {error}") from error
     return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
 
 

@@ -213,7 +213,7 @@ async def test_a_quick_engine_runs_on_the_loop_and_a_slow_one_on_the_thread(make
 
         def step(self, x: Array, state: State) -> tuple[Array, State]:
             self.threads.append(threading.current_thread().name)
-            time.sleep(self.seconds)
+            time.sleep(self.seconds)  # a slow engine: nothing is waited for
             return super().step(x, state)
 
     engine = Engine()
