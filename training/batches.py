@@ -75,6 +75,8 @@ class Batches:
             soft = None if self._soft is None else self._soft[mirrored.long(), chosen]
             if self._recipe.cutout:
                 images = self._cut_out(images, generator)
+            if images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
             yield Batch(images, self._labels[chosen], soft)
 
     def _moved(self, samples: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:

@@ -81,6 +81,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", type=Path, help="pytorch_resnet_cifar10 checkpoint to distil from"
     )
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        metavar="RUN",
+        help="begin with the network without bottleneck of this run folder",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
         "--no-compile", action="store_true", help="run without torch.compile (for short runs)"
@@ -213,6 +219,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
         device=arguments.device,
         compile_loss=not arguments.no_compile,
+        backbone=arguments.backbone,
     )
     with shown_on(Console(stderr=True)) as progress:
         fit(recipe, data, run, options, progress)

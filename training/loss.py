@@ -86,6 +86,8 @@ class RateModel(nn.Module):
 class Loss(nn.Module):
     """The training loss of one phase; compiled as a whole.
 
+    Only what the phase trains is a part of it that learns; the rest is :attr:`frozen`.
+
     Args:
         network: to be trained.
         rate: trained beside it where the phase weighs the code's bits.
@@ -97,15 +99,14 @@ class Loss(nn.Module):
         self, network: SplitNetwork, rate: RateModel, recipe: Recipe, phase: Phase
     ) -> None:
         super().__init__()
-        self.head = network.backbone_head()
-        self.tail = network.backbone_tail()
-        self.bottleneck: nn.ModuleList | None = None
-        self.rate: RateModel | None = None
-        if phase.train == "joint":
-            self.bottleneck = nn.ModuleList([network.decoder, network.tail])
-            self.encoder = network.encoder
-            if phase.rate_weight:
-                self.rate = rate
+        self.head, self.tail = network.backbone_head(), network.backbone_tail()
+        self.encoder, self.cloud_tail = network.encoder, network.cloud_tail()
+        self.frozen = nn.ModuleList(_frozen(network, phase))
+        self.requires_grad_()
+        self.frozen.requires_grad_(False)
+        self.trains_backbone = phase.train in ("backbone", "joint")
+        self.trains_code = phase.train != "backbone"
+        self.rate = rate if self.trains_code and phase.rate_weight else None
         self.rate_weight = phase.rate_weight
         self.timesteps = phase.timesteps
         self.weight = recipe.distillation
@@ -114,17 +115,24 @@ class Loss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of the batch (scalar)."""
         frames = over_timesteps(batch.images, self.timesteps).contiguous()
-        features, _ = self.head(frames)
-        loss = self.of_logits(self.tail(features)[0], batch)
-        if self.bottleneck is not None:
+        with torch.set_grad_enabled(self.trains_backbone):
+            features, _ = self.head(frames)
+            if self.trains_backbone or batch.soft is None:
+                full, _ = self.tail(features)
+        losses = [self.of_logits(full, batch)] if self.trains_backbone else []
+        if self.trains_code:
+            if not self.trains_backbone and batch.soft is None:
+                batch = batch._replace(soft=full.float().mean(0))
             codes, _ = self.encoder(features)
-            compressed = codes
-            for module in self.bottleneck:
-                compressed, _ = module(compressed)
-            loss = loss + self.of_logits(compressed, batch)
+            losses.append(self.of_logits(self.cloud_tail(codes)[0], batch))
             if self.rate is not None:
-                loss = loss + self.rate_weight * self.rate(codes)
-        return loss
+                losses.append(self.rate_weight * self.rate(codes))
+        return torch.stack(losses).sum()
+
+    def prepare(self) -> None:
+        """Put what learns into training mode and the rest, BatchNorm with it, into evaluation."""
+        self.train()
+        self.frozen.eval()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the parameters for an optimiser, with ``scale``, a factor of the learning rate.
@@ -133,8 +141,8 @@ class Loss(nn.Module):
         keep up with a code that changes.
         """
         of_rate = [] if self.rate is None else list(self.rate.parameters())
-        known = {id(parameter) for parameter in of_rate}
-        of_network = [each for each in self.parameters() if id(each) not in known]
+        others = {id(each) for each in (*of_rate, *self.frozen.parameters())}
+        of_network = [each for each in self.parameters() if id(each) not in others]
         groups = [{"params": of_network, "weight_decay": weight_decay, "scale": 1.0}]
         if of_rate:
             scale = RATE_MODEL_SPEED / self.rate_weight
@@ -152,3 +160,15 @@ class Loss(nn.Module):
         student = (outputs / self.temperature).log_softmax(-1)
         divergence = functional.kl_div(student, target, reduction="batchmean")
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
+
+
+def _frozen(network: SplitNetwork, phase: Phase) -> list[nn.Module]:
+    """Return what a phase leaves as it is."""
+    compressed: list[nn.Module] = [network.encoder, network.decoder, network.tail]
+    frozen: dict[str, list[nn.Module]] = {
+        "backbone": compressed,
+        "bottleneck": [network.backbone, network.tail],
+        "cloud": [network.backbone],
+        "joint": [],
+    }
+    return frozen[phase.train]

@@ -22,10 +22,11 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One training phase with its own one-cycle learning-rate schedule."""
 
     name: str
-    train: Literal["backbone", "joint"]
-    """``backbone``: the network without the bottleneck; ``joint``: one shared head, both the
-    uncompressed tail and encoder, decoder and compressed tail (which starts as a copy of the
-    uncompressed one if ``fresh_tail``)."""
+    train: Literal["backbone", "bottleneck", "cloud", "joint"]
+    """What learns. ``backbone``: the network without the bottleneck; ``bottleneck``: encoder and
+    decoder alone; ``cloud``: encoder, decoder and the compressed tail, so that the head stays as it
+    is; ``joint``: one shared head, both the uncompressed tail and encoder, decoder and compressed
+    tail. The compressed tail starts as a copy of the uncompressed one if ``fresh_tail``."""
     epochs: Count
     timesteps: Count
     """T; the loss is the mean over the cumulative logits of every t < T."""
@@ -80,7 +81,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     (DeVries and Taylor 2017), the same at all timesteps; 0 for none."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 5e-4
     distillation: Share = 0.5
-    """Weight of the teacher's soft targets against the labels; without a teacher, 0."""
+    """Weight of the soft targets against the labels. They are the teacher's; without a teacher,
+    phases that leave the head alone take the uncompressed network's own logits at full T, others
+    none."""
     distillation_temperature: Annotated[float, msgspec.Meta(gt=0)] = 3.0
     surrogate_alpha: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     """Slope of the arctangent surrogate gradient (``snntorch.surrogate.atan``)."""
