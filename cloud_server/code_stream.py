@@ -30,6 +30,7 @@ class CodeStream(Stream):
     def __init__(self, part: ServedPart, open_: Open, opened: Opened, config: CloudConfig) -> None:
         super().__init__(part, opened, open_.settings, config, want_logits=open_.want_logits)
         self._checksum = open_.checksum
+        self._code_shape = part.bundle.spec.code_shape
         self._decoders: dict[int, SampleDecoder] = {}
         self._arrived_seconds = 0.0
 
@@ -68,9 +69,8 @@ class CodeStream(Stream):
                 del self._decoders[action.sample]
 
     def _decoder(self, settings: Settings) -> SampleDecoder:
-        bundle = self.part.bundle
-        codec, spec = get_codec(settings.codec, bundle.codecs), bundle.spec
-        return SampleDecoder(codec, spec.code_shape, spec.timesteps, self._checksum)
+        codec = get_codec(settings.codec, self.part.bundle.codecs)
+        return SampleDecoder(codec, self._code_shape, self.part.timesteps, self._checksum)
 
     def _step(self, number: int, packet: bytes) -> None:
         """Decode a packet and queue its timesteps."""

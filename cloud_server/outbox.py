@@ -20,7 +20,7 @@ class Outbox:
         self._failures: list[Failure] = []
         self._draining: Draining | None = None
         self._ended = False
-        self._changed = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def put(self, item: Opened | Verdict | Failure | Draining) -> None:
         """Add something to be written.
@@ -41,16 +41,24 @@ class Outbox:
                 self._opened = item
             case Draining():
                 self._draining = item
-        self._changed.set()
+        self._wake()
 
     def end(self) -> None:
         """Let :meth:`take` return None once everything has been taken."""
         self._ended = True
-        self._changed.set()
+        self._wake()
 
     async def take(self) -> CloudMessage | None:
-        """Wait for something to write and return all of it; None after the end."""
-        await self._changed.wait()
+        """Wait for something to write and return all of it; None after the end.
+
+        For one caller at a time.
+        """
+        while self._is_empty():
+            if self._ended:
+                return None
+            # Not an Event: making and waking its waiters costs a server twice as much.
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         message = CloudMessage(
             opened=self._opened,
             verdicts=tuple(self._verdicts),
@@ -60,8 +68,11 @@ class Outbox:
         self._opened = self._draining = None
         self._verdicts.clear()
         self._failures.clear()
-        if message == CloudMessage():
-            return None
-        if not self._ended:
-            self._changed.clear()
         return message
+
+    def _is_empty(self) -> bool:
+        return not (self._verdicts or self._failures or self._opened or self._draining)
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

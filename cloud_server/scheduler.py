@@ -180,7 +180,10 @@ class Scheduler:
             self._queued += 1
         if queue and not was_waiting and not sample.held:
             self._make_ready(sample)
-        self._wake()
+        if len(self._ready) >= self._slots.in_use:
+            self._start()  # No sample is left that could join the batch.
+        else:
+            self._wake()
 
     def release(self, sample: Sample) -> None:
         """End a sample: drop what it has queued and free its slot, after the call that holds it.
@@ -223,7 +226,9 @@ class Scheduler:
 
     def _start(self) -> None:
         """Begin an engine call if the engine is idle and something is ready."""
-        self._start_handle = None
+        if self._start_handle is not None:
+            self._start_handle.cancel()
+            self._start_handle = None
         if self._closed or self._call is not None:
             return
         wait_seconds = self._wait_seconds()

@@ -40,53 +40,48 @@ class LiveSample:
     def __init__(self, stream: Stream, number: int, settings: Settings) -> None:
         self._stream = stream
         self._number = number
-        self._loop = asyncio.get_running_loop()
-        self._begun_at = self._active_at = self._loop.time()
+        self._begun_at = self._active_at = time.monotonic()
         self._scheduler = stream.part.scheduler
         self._ticket = self._scheduler.begin(self, settings.confidence)
-        self._timer = self._arm()
 
     def feed(self, frames: Iterable[Array], arrived_seconds: float) -> None:
         """Queue its next timesteps."""
-        self._active_at = self._loop.time()
+        self._active_at = time.monotonic()
         self._scheduler.feed(self._ticket, frames, arrived_seconds)
 
     def release(self) -> None:
         """Give everything back."""
-        self._timer.cancel()
         self._scheduler.release(self._ticket)
 
     def judged(self, judged: Judged) -> None:
         """The network's word on its next timestep."""
-        self._active_at = self._loop.time()
+        self._active_at = time.monotonic()
         self._stream.judged(self._number, judged)
 
     def failed(self, code: SampleCode, message: str) -> None:
         """It cannot go on."""
         self._stream.drive(lambda: self._stream.session.failed(self._number, code, message))
 
-    def _arm(self) -> asyncio.TimerHandle:
-        """Set the timer for the first moment at which the sample could be too late."""
-        due = min(self._deadline, self._active_at + self._stream.config.packet_idle_seconds)
-        return self._loop.call_at(due, self._check_time)
+    @property
+    def due_at(self) -> float:
+        """The first moment, ``time.monotonic()``, at which the sample could be too late."""
+        return min(self._deadline, self._active_at + self._stream.config.packet_idle_seconds)
 
     @property
     def _deadline(self) -> float:
         return self._begun_at + self._stream.config.sample_deadline_seconds
 
-    def _check_time(self) -> None:
-        """End the sample if it is too late; else look again when it could be."""
-        now, config = self._loop.time(), self._stream.config
+    def check_time(self) -> None:
+        """End the sample if it is too late."""
+        now, config = time.monotonic(), self._stream.config
         if not self._stream.session.waits_for_edge(self._number):
             self._active_at = now
         if now >= self._deadline:
             message = f"expected the sample to end within {config.sample_deadline_seconds} s"
             self.failed(SampleCode.DEADLINE, message)
-        elif now >= self._active_at + config.packet_idle_seconds:
+        elif now >= self.due_at:
             message = f"expected the next packet within {config.packet_idle_seconds} s"
             self.failed(SampleCode.DEADLINE, message)
-        else:
-            self._timer = self._arm()
 
 
 class Stream:
@@ -124,6 +119,7 @@ class Stream:
         self.broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._want_logits = want_logits
         self._live: dict[int, LiveSample] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def drive(self, event: Callable[[], Sequence[Action]]) -> None:
         """Carry out what follows from an event that no caller waits for."""
@@ -148,6 +144,7 @@ class Stream:
                 self._send(action.message)
             case Begin(number, settings):
                 self._live[number] = LiveSample(self, number, settings)
+                self._watch_time()
             case Release(number, ending):
                 self._live.pop(number).release()
                 self.part.metrics.sample_released(ending)
@@ -155,6 +152,23 @@ class Stream:
                 self.outbox.put(Draining(last_sample))
             case End():
                 self.outbox.end()
+
+    def _watch_time(self) -> None:
+        """Look at the samples under way when the first of them could be too late.
+
+        One timer for all that come and go until then: samples are many, late ones few, and no
+        sample that begins later can be too late earlier.
+        """
+        if self._timer is None and self._live:
+            due_seconds = min(sample.due_at for sample in self._live.values()) - time.monotonic()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(due_seconds, self._check_times)
+
+    def _check_times(self) -> None:
+        self._timer = None
+        for sample in tuple(self._live.values()):
+            sample.check_time()
+        self._watch_time()
 
     def judged(self, number: int, judged: Judged) -> None:
         """Carry out what follows from the network's word on a sample's next timestep."""
@@ -182,6 +196,8 @@ class Stream:
     def close(self) -> None:
         """Release what is under way, the edge being gone; harmless when called again."""
         self.perform(self.session.disconnected())
+        if self._timer is not None:
+            self._timer.cancel()
 
     def break_off(self, error: Exception) -> None:
         """End the stream with an error; only the first one counts."""

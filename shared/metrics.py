@@ -18,27 +18,25 @@ from enum import StrEnum
 from functools import partial
 from importlib import metadata
 from threading import Thread
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-    start_http_server,
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from shared.codec import native
 from shared.energy import operations as energy
 from shared.errors import ConfigError, SampleCode
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
+from shared.tallies import Distribution, Tally
 from shared.tcp_info import Totals
 
 NAMESPACE = "neucodex"
@@ -257,6 +255,82 @@ _NAMES: Values = ()
 _MODEL: Mapping[str, Values] = {"model": _NAMES}
 
 
+Labels = tuple[str, ...]
+Tell = Callable[[float], None]
+"""Takes in one amount or observation."""
+
+
+class _Told(Collector):
+    """A family whose series are told without a lock, see :mod:`shared.tallies`."""
+
+    family: Callable[..., CounterMetricFamily | HistogramMetricFamily]
+
+    def __init__(self, name: str, text: str, labels: Labels, registry: CollectorRegistry) -> None:
+        self._new = partial(type(self).family, name, text, labels=labels)
+        self._series: dict[Labels, Any] = {}
+        registry.register(self)
+
+    def labels(self, *labels: str) -> Any:
+        """Return the series of these label values."""
+        if labels not in self._series:
+            self._series[labels] = self.start()
+        return self._series[labels]
+
+    def describe(self) -> Iterable[Metric]:
+        return [self._new()]
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._new()
+        for labels, series in tuple(self._series.items()):
+            self.add(family, labels, series)
+        return [family]
+
+    def start(self) -> Tally | Distribution:
+        """Return a new series."""
+        raise NotImplementedError
+
+    def add(self, family: Any, labels: Labels, series: Any) -> None:
+        """Show a series."""
+        raise NotImplementedError
+
+
+class Counter(_Told):
+    """A counter family."""
+
+    family = CounterMetricFamily
+
+    def start(self) -> Tally:
+        return Tally()
+
+    def add(self, family: CounterMetricFamily, labels: Labels, series: Tally) -> None:
+        family.add_metric(labels, series.total)
+
+
+class Histogram(_Told):
+    """A histogram family."""
+
+    family = HistogramMetricFamily
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Labels,
+        registry: CollectorRegistry,
+        buckets: Sequence[float],
+    ) -> None:
+        super().__init__(name, text, labels, registry)
+        self._buckets = buckets
+        self._bounds = (*map(floatToGoString, buckets), "+Inf")
+
+    def start(self) -> Distribution:
+        return Distribution(self._buckets)
+
+    def add(self, family: HistogramMetricFamily, labels: Labels, series: Distribution) -> None:
+        shown = list(zip(self._bounds, series.cumulative(), strict=True))
+        family.add_metric(labels, shown, series.total)
+
+
 @dataclass(frozen=True)
 class Family:
     """One metric family: its kind, help text and labels.
@@ -275,8 +349,12 @@ class Family:
 
     def build(self, name: str, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
         """Return the family registered under its full name."""
-        make = partial(Histogram, buckets=self.buckets) if self.kind is Histogram else self.kind
-        return make(f"{NAMESPACE}_{name}", self.help, tuple(self.labels), registry=registry)
+        described = f"{NAMESPACE}_{name}", self.help, tuple(self.labels)
+        if self.kind is Histogram:
+            return Histogram(*described, registry, self.buckets)
+        if self.kind is Gauge:
+            return Gauge(*described, registry=registry)
+        return Counter(*described, registry)
 
 
 SHARED_FAMILIES: Mapping[str, Family] = {
@@ -455,36 +533,34 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     "cloud_rejected_total": Family(Counter, "Requests refused.", {"reason": RejectReason}),
 }
 
-Child = TypeVar("Child", Counter, Gauge, Histogram)
-Tell = Callable[[float], None]
-"""Takes in one amount or observation."""
+Series = Tally | Gauge | Distribution
+Child = TypeVar("Child", Tally, Gauge, Distribution)
 
 
 class _Families:
     """The families of one table, with every label combination resolved once."""
 
     def __init__(self, registry: CollectorRegistry, table: Mapping[str, Family]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._table = table
         self._parents = {name: family.build(name, registry) for name, family in table.items()}
-        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
+        self._children: dict[Labels, Series] = {}
         self._names: set[str] = set()
 
     def count(self, name: str, *labels: str, amount: float = 1) -> None:
         """Add to a counter."""
-        self._child(Counter, name, labels).inc(amount)
+        self._child(Tally, name, labels).tell(amount)
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add one observation to a histogram."""
-        self._child(Histogram, name, labels).observe(value)
+        self._child(Distribution, name, labels).tell(value)
 
     def counter(self, name: str, *labels: str) -> Tell:
         """Return what adds to a counter, resolved once for one that is told all the time."""
-        return self._child(Counter, name, labels).inc
+        return self._child(Tally, name, labels).tell
 
     def observer(self, name: str, *labels: str) -> Tell:
         """Return what adds observations to a histogram, resolved once."""
-        return self._child(Histogram, name, labels).observe
+        return self._child(Distribution, name, labels).tell
 
     def gauge(self, name: str, *labels: str) -> Gauge:
         """Return a gauge."""
@@ -498,19 +574,23 @@ class _Families:
                 for labels in itertools.product(*choices):
                     self.count(name, *labels, amount=0)
 
-    def _child(self, kind: type[Child], name: str, labels: tuple[str, ...]) -> Child:
+    def _child(self, kind: type[Child], name: str, labels: Labels) -> Child:
         child = self._children.get((name, *labels))
         if child is None:
             child = self._resolve(name, labels)
         if not isinstance(child, kind):
-            raise ValueError(f"expected {name} to be a {kind.__name__}, it is {type(child)}")
+            raise ValueError(f"expected {name} to be told otherwise, it is a {type(child)}")
         return child
 
-    def _resolve(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+    def _resolve(self, name: str, labels: Labels) -> Series:
         pairs = zip(self._table[name].labels.values(), labels, strict=True)
         clipped = tuple(self._clip(allowed, value) for allowed, value in pairs)
         parent = self._parents[name]
-        child = parent.labels(*clipped) if clipped else parent
+        child: Series
+        if isinstance(parent, Gauge):
+            child = parent.labels(*clipped) if clipped else parent
+        else:
+            child = parent.labels(*clipped)
         if clipped == labels:
             self._children[(name, *labels)] = child
         return child  # Not remembered when clipped: the number of unknown values has no bound.

@@ -81,7 +81,7 @@ class Training:
         surrogate = snntorch.surrogate.atan(alpha=recipe.surrogate_alpha)
         self.network = SplitNetwork(recipe.network, surrogate).to(device)
         # As convolutions like it best: an epoch of ResNet-18 takes 30 % less on a CPU.
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rate = RateModel(recipe.network.bottleneck.channels).to(device)
 
     def restore(self, saved: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,6 +19,7 @@ from shared.metrics import (
     CloudMetrics,
     CloudStage,
     ConnectionState,
+    Counter,
     Direction,
     DropReason,
     EdgeMetrics,
@@ -26,6 +27,7 @@ from shared.metrics import (
     ExitReason,
     FallbackReason,
     Family,
+    Histogram,
     Part,
     Placement,
     RejectReason,
