@@ -20,6 +20,7 @@ class Outbox:
         self._failures: list[Failure] = []
         self._draining: Draining | None = None
         self._ended = False
+        self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
 
     def put(self, item: Opened | Verdict | Failure | Draining) -> None:
@@ -57,7 +58,7 @@ class Outbox:
             if self._ended:
                 return None
             # Not an Event: making and waking its waiters costs a server twice as much.
-            self._waiting = asyncio.get_running_loop().create_future()
+            self._waiting = self._loop.create_future()
             await self._waiting
         message = CloudMessage(
             opened=self._opened,

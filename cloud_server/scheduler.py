@@ -133,6 +133,8 @@ class Scheduler:
         self._call: asyncio.Future[_Computed] | None = None
         self._start_handle: asyncio.Handle | None = None
         self._closed = False
+        # Kept, since asking for it is a system call each time (Python 3.11).
+        self._loop = asyncio.get_running_loop()
         # The thread itself starts with the first engine call.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{metrics.model}")
         metrics.watch(
@@ -219,7 +221,7 @@ class Scheduler:
             self._start_handle.cancel()
             self._start_handle = None
         if self._start_handle is None:
-            self._start_handle = asyncio.get_running_loop().call_soon(self._start)
+            self._start_handle = self._loop.call_soon(self._start)
 
     def _batch_is_full(self) -> bool:
         return len(self._ready) >= self._max_batch
@@ -232,15 +234,14 @@ class Scheduler:
         if self._closed or self._call is not None:
             return
         wait_seconds = self._wait_seconds()
-        loop = asyncio.get_running_loop()
         if wait_seconds > 0:
-            self._start_handle = loop.call_later(wait_seconds, self._start)
+            self._start_handle = self._loop.call_later(wait_seconds, self._start)
             return
         batch = self._take_batch()
         if batch and self._call_seconds < self._inline_seconds:
             self._call_inline(batch)
         elif batch:
-            self._call = loop.run_in_executor(self._executor, self._compute, batch)
+            self._call = self._loop.run_in_executor(self._executor, self._compute, batch)
             self._call.add_done_callback(lambda call: self._called(batch, call))
 
     def _call_inline(self, batch: Batch) -> None:
@@ -290,7 +291,8 @@ class Scheduler:
     def _compute(self, batch: Batch) -> _Computed:
         """Run one engine call, mostly on the worker thread; it alone touches the held slots."""
         slots = [sample.slot for sample, _ in batch]
-        x = np.concatenate([step.frame for _, step in batch])
+        frames = [step.frame for _, step in batch]
+        x = np.concatenate(frames) if len(frames) > 1 else frames[0]
         began = time.perf_counter()
         logits, state = self._engine.step(x, self._slots.gather(slots))
         ended = time.perf_counter()

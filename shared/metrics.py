@@ -300,9 +300,11 @@ class Counter(_Told):
     family = CounterMetricFamily
 
     def start(self) -> Tally:
+        """Return a new series."""
         return Tally()
 
     def add(self, family: CounterMetricFamily, labels: Labels, series: Tally) -> None:
+        """Show a series."""
         family.add_metric(labels, series.total)
 
 
@@ -324,9 +326,11 @@ class Histogram(_Told):
         self._bounds = (*map(floatToGoString, buckets), "+Inf")
 
     def start(self) -> Distribution:
+        """Return a new series."""
         return Distribution(self._buckets)
 
     def add(self, family: HistogramMetricFamily, labels: Labels, series: Distribution) -> None:
+        """Show a series."""
         shown = list(zip(self._bounds, series.cumulative(), strict=True))
         family.add_metric(labels, shown, series.total)
 

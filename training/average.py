@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from shared.model.split import SplitNetwork
-from training.loss import over_timesteps
 
 STATISTICS_BATCHES = 60
 """Batches behind the new BatchNorm statistics."""
@@ -35,8 +34,7 @@ def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None
 
     Args:
         network: its BatchNorms keep their momentum.
-        batches: normalised images or events, see :class:`training.loss.Batch`; the first
-            :data:`STATISTICS_BATCHES` are used.
+        batches: normalised inputs, float ``[T, N, C, H, W]``.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momentums = [norm.momentum for norm in norms]
@@ -44,8 +42,7 @@ def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
-    for images, _ in zip(batches, range(STATISTICS_BATCHES), strict=False):
-        frames = over_timesteps(images, network.spec.timesteps)
+    for frames in batches:
         features, _ = network.backbone_head()(frames)
         network.backbone_tail()(features)
         network.cloud_tail()(network.encoder(features)[0])

@@ -84,8 +84,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         type=Path,
-        metavar="RUN",
-        help="begin with the network without bottleneck of this run folder",
+        metavar="PATH",
+        help="begin with the network without bottleneck of this run folder or bundle",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

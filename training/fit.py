@@ -8,23 +8,26 @@ held-out training samples; the test set is touched only by :mod:`training.evalua
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import snntorch.surrogate
 import torch
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.model.backbones import cumulative_mean
+from shared.model.bundle import MANIFEST, WEIGHTS, Bundle
 from shared.model.split import SplitNetwork
-from training.average import mean_weights, measure_statistics
+from training.average import STATISTICS_BATCHES, mean_weights, measure_statistics
 from training.batches import Batches, Normaliser
 from training.curves import LOG, draw_curves
 from training.data.labelled import LabelledData
@@ -33,6 +36,7 @@ from training.progress import SILENT, Progress
 from training.recipe import Phase, Recipe
 from training.recipe_data import TrainingData
 from training.teacher import TEACHER_LOGITS, load_teacher, teacher_logits
+from training.unfold import unfold
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ class FitOptions(NamedTuple):
     compile_loss: bool = True
     """Compile the loss with ``torch.compile``; worth it from a few epochs on."""
     backbone: Path | None = None
-    """Run folder whose network without the bottleneck this run begins with."""
+    """Run folder or bundle whose network without the bottleneck this run begins with."""
 
 
 class Training:
@@ -98,22 +102,30 @@ class Training:
             "generator": self.generator.get_state(),
         }
 
-    def take_backbone(self, run: Path) -> None:
-        """Begin with the network without the bottleneck that another run has trained.
+    def take_backbone(self, source: Path) -> None:
+        """Begin with the network without the bottleneck of another run, or of a bundle.
 
         Raises:
-            ConfigError: no checkpoint there, or of a network of another form.
+            ConfigError: neither is there, or its network has another form.
+            BundleError: the bundle is damaged.
         """
         try:
-            saved = load_checkpoint(run / CHECKPOINT)["network"]
-            part = {
-                name.removeprefix("backbone."): tensor
-                for name, tensor in saved.items()
-                if name.startswith("backbone.")
-            }
-            self.network.backbone.load_state_dict(part)
+            if (source / MANIFEST).exists():
+                folded = load_safetensors(Bundle(source).read(WEIGHTS))
+                unfold(self.network.backbone, _of_backbone(folded), self.some_frames())
+            else:
+                saved = load_checkpoint(source / CHECKPOINT)["network"]
+                self.network.backbone.load_state_dict(_of_backbone(saved))
         except (OSError, RuntimeError, KeyError) as error:
-            raise ConfigError(f"expected a run with such a backbone at {run}: {error}") from error
+            raise ConfigError(
+                f"expected a run or a bundle with such a backbone at {source}: {error}"
+            ) from error
+
+    def some_frames(self) -> Iterator[Tensor]:
+        """Yield training samples as the network reads them, the same ones every time."""
+        epoch = self.batches.epoch(torch.Generator().manual_seed(self.recipe.seed))
+        for batch in itertools.islice(epoch, STATISTICS_BATCHES):
+            yield over_timesteps(batch.images, self.recipe.network.timesteps)
 
     def begin(self, phase: Phase, run: Path) -> None:
         """Give the network the weights that a phase begins with, where it asks for others."""
@@ -124,8 +136,7 @@ class Training:
                 for number in phase.begin_with_mean_of
             ]
             network.load_state_dict(mean_weights(ends))
-            epoch = self.batches.epoch(torch.Generator().manual_seed(self.recipe.seed))
-            measure_statistics(network, (batch.images for batch in epoch))
+            measure_statistics(network, self.some_frames())
         if phase.fresh_tail:
             network.tail.load_state_dict(network.backbone_tail().state_dict())
 
@@ -153,6 +164,16 @@ class Training:
                 correct[name] += (predicted == torch.from_numpy(part.labels)).float().sum(1)
         shares = {name: (hits / len(data)).tolist() for name, hits in correct.items()}
         return {"holdout_accuracy": shares, "holdout_code_bits": bits}
+
+
+def _of_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a network's state holds of the backbone, under the backbone's own names."""
+    prefix = "backbone."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def one_cycle(step: int, steps: int) -> float:

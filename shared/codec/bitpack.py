@@ -47,8 +47,10 @@ def unpack(data: bytes, bits: int, steps: int = 1) -> Frames:
         raise CodecError(
             f"expected {expected} bytes for {steps} frames of {bits} bits, got {len(data)}"
         )
-    packed = np.frombuffer(data, np.uint8).reshape(steps, packed_bytes(bits))
+    packed = np.frombuffer(data, np.uint8)
     used = bits % 8
-    if used and (packed[:, -1] & (0xFF >> used)).any():
+    if used and (packed[packed_bytes(bits) - 1 :: packed_bytes(bits)] & (0xFF >> used)).any():
         raise CodecError(f"expected zeros after {bits} bits, got ones")
-    return np.unpackbits(packed, axis=1, count=bits)
+    if not used or steps == 1:
+        return np.unpackbits(packed, count=steps * bits).reshape(steps, bits)
+    return np.unpackbits(packed.reshape(steps, -1), axis=1, count=bits)

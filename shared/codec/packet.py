@@ -159,7 +159,7 @@ class _Sample:
         self.codec = codec
         self.shape = shape
         self.timesteps = timesteps
-        self.checksum = checksum
+        self.check_bytes = checksum.size_bytes
         self.bits = math.prod(shape)
         self.packed_bytes = packed_bytes(self.bits)
         self.history: list[Frames] = []
@@ -181,7 +181,7 @@ class _Sample:
         ``packed`` is what :func:`pack` makes of them, where that is known already.
         """
         self.history.extend(frames)
-        if self.checksum is Checksum.NONE:
+        if not self.check_bytes:
             return b""
         self._seed = binascii.crc_hqx(pack(frames) if packed is None else packed, self._seed)
         return self._seed.to_bytes(2, "big")
@@ -250,8 +250,8 @@ class SampleEncoder:
         raw_bytes = steps * sample.packed_bytes
         if steps == 1:
             return code_word if len(code_word) < raw_bytes else None
-        total_bytes = 2 + len(code_word) + sample.checksum.size_bytes
-        raw_total_bytes = steps * max_packet_bytes(sample.shape, 1, sample.checksum)
+        total_bytes = 2 + len(code_word) + sample.check_bytes
+        raw_total_bytes = steps * (1 + sample.packed_bytes + sample.check_bytes)
         fits = len(code_word) <= raw_bytes and total_bytes < raw_total_bytes
         return code_word if fits else None
 
@@ -292,45 +292,38 @@ class SampleDecoder:
         if self._dead:
             raise CodecError("expected no packet after one of this sample failed")
         self._dead = True
-        timestep, header = self._sample.timestep, parse_header(packet)
-        self._check_order(header)
-        payload, check = self._cut(packet, header)
-        frames = self._frames(header, payload)
-        expected = self._sample.advance(frames, payload if header.kind is Kind.RAW else None)
+        sample, header = self._sample, parse_header(packet)
+        timestep, steps = sample.timestep, header.steps
+        self._check_order(header, timestep)
+        begin, end = header.size_bytes, len(packet) - sample.check_bytes
+        if not 0 <= end - begin <= steps * sample.packed_bytes:
+            limit = steps * sample.packed_bytes
+            raise CodecError(f"expected a payload of 0 to {limit} bytes, got {end - begin}")
+        payload, check = packet[begin:end], packet[end:]
+        if header.kind is Kind.RAW:
+            frames = unpack(payload, sample.bits)
+            expected = sample.advance(frames, payload)
+        else:
+            frames = sample.codec.decode(payload, steps, sample.bits, sample.history)
+            expected = sample.advance(frames, None)
         if check != expected:
             raise CheckError(
                 f"timestep {timestep}: expected check {expected.hex()}, got {check.hex()}"
             )
         self._dead = False
-        shaped = frames.reshape(header.steps, *self._sample.shape)
-        shaped.flags.writeable = False
+        shaped = frames.reshape(steps, *sample.shape)
+        shaped.setflags(write=False)
         return timestep, shaped
 
-    def _check_order(self, header: Header) -> None:
-        sample = self._sample
-        if header.steps > sample.left:
-            raise CodecError(f"expected at most {sample.left} timesteps, got {header.steps}")
-        if header.timestep_mod8 != sample.timestep % 8:
+    def _check_order(self, header: Header, timestep: int) -> None:
+        left = self._sample.timesteps - timestep
+        if header.steps > left:
+            raise CodecError(f"expected at most {left} timesteps, got {header.steps}")
+        if header.timestep_mod8 != timestep % 8:
             raise CodecError(
-                f"expected timestep {sample.timestep} ({sample.timestep % 8} mod 8), "
-                f"got {header.timestep_mod8}"
+                f"expected timestep {timestep} ({timestep % 8} mod 8), got {header.timestep_mod8}"
             )
-        if header.first != (sample.timestep == 0):
+        if header.first != (timestep == 0):
             raise CodecError(
-                f"expected first-of-sample at timestep 0 alone, got {header.first} at "
-                f"{sample.timestep}"
+                f"expected first-of-sample at timestep 0 alone, got {header.first} at {timestep}"
             )
-
-    def _cut(self, packet: bytes, header: Header) -> tuple[bytes, bytes]:
-        """Return payload and check, the payload within its limit."""
-        end = len(packet) - self._sample.checksum.size_bytes
-        length, limit = end - header.size_bytes, header.steps * self._sample.packed_bytes
-        if not 0 <= length <= limit:
-            raise CodecError(f"expected a payload of 0 to {limit} bytes, got {length}")
-        return packet[header.size_bytes : end], packet[end:]
-
-    def _frames(self, header: Header, payload: bytes) -> Frames:
-        sample = self._sample
-        if header.kind is Kind.RAW:
-            return unpack(payload, sample.bits)
-        return sample.codec.decode(payload, header.steps, sample.bits, sample.history)

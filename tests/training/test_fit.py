@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from shared.errors import ConfigError
 from training.curves import draw_curves, read_log
-from training.fit import CHECKPOINT, FitOptions, checked_device, fit, load_checkpoint
+from training.export import ExportOptions, export_run
+from training.fit import CHECKPOINT, FitOptions, Training, checked_device, fit, load_checkpoint
 from training.recipe import Recipe
 from training.recipe_data import TrainingData, load_training
 
@@ -99,6 +101,85 @@ def test_a_network_learns_from_events(events_recipe: Recipe, cifar10: Path, tmp_
     assert epochs(tmp_path) == EPOCHS
     accuracy = read_log(tmp_path)[2]["holdout_accuracy"]
     assert {name: len(values) for name, values in accuracy.items()} == {"full": 2, "compressed": 2}
+
+
+def one_phase(recipe: Recipe, train: str) -> Recipe:
+    phase = replace(recipe.phases[1], train=train, epochs=1)
+    return replace(recipe, phases=(phase,))
+
+
+@pytest.mark.parametrize(
+    ("train", "learns"),
+    [
+        ("backbone", {"backbone"}),
+        ("bottleneck", {"encoder", "decoder"}),
+        ("cloud", {"encoder", "decoder", "tail"}),
+        ("joint", {"backbone", "encoder", "decoder", "tail"}),
+    ],
+)
+def test_a_phase_changes_what_it_trains_and_nothing_else(
+    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path, train: str, learns: set[str]
+) -> None:
+    fit(one_phase(recipe, train), data, tmp_path, FRESH._replace(backbone=run))
+    before = load_checkpoint(run / CHECKPOINT)["network"]
+    after = load_checkpoint(tmp_path / CHECKPOINT)["network"]
+    changed = {
+        name.split(".")[0]
+        for name, tensor in after.items()
+        if name.startswith("backbone.") and not torch.equal(tensor, before[name])
+    }
+    # The other parts began anew: only those that learn have seen a batch.
+    changed |= {
+        name.split(".")[0]
+        for name, tensor in after.items()
+        if name.endswith("num_batches_tracked") and not name.startswith("backbone.") and tensor > 0
+    }
+    assert changed == learns
+
+
+def test_a_tail_that_is_left_alone_is_the_uncompressed_one(
+    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path
+) -> None:
+    fit(one_phase(recipe, "bottleneck"), data, tmp_path, FRESH._replace(backbone=run))
+    network = load_checkpoint(tmp_path / CHECKPOINT)["network"]
+    tail = {name: value for name, value in network.items() if name.startswith("tail.")}
+    assert tail
+    for name, value in tail.items():
+        assert torch.equal(value, network[name.replace("tail.", "backbone.", 1)])
+
+
+def test_a_run_begins_with_the_backbone_of_a_bundle(
+    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path
+) -> None:
+    bundle = export_run(run, data, tmp_path / "bundle", ExportOptions(half=False))
+    exported, again = (Training(recipe, data, None, torch.device("cpu")) for _ in range(2))
+    exported.restore(load_checkpoint(run / CHECKPOINT))
+    again.take_backbone(bundle.path)
+    frames = next(again.some_frames())
+
+    with torch.no_grad():
+        expected, _ = exported.network.backbone.eval()(frames)
+        folded, _ = again.network.backbone.eval()(frames)
+        torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3)
+        # In training mode it goes on where it was: the statistics are those of such batches.
+        trained, _ = again.network.backbone.train()(frames)
+    assert (trained - expected).abs().mean() < 0.2 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("change", [{"width": 0.25}, {"classes": 11}])
+def test_a_backbone_of_another_form_is_refused(
+    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path, change: dict[str, float]
+) -> None:
+    other = replace(recipe, network=replace(recipe.network, **change))
+    with pytest.raises(ConfigError, match="expected a run or a bundle with such a backbone at"):
+        fit(other, data, tmp_path, FRESH._replace(backbone=run))
+
+
+def test_a_backbone_that_is_not_there_is_refused(
+    recipe: Recipe, data: TrainingData, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="expected a run or a bundle with such a backbone at"):
+        fit(recipe, data, tmp_path, FRESH._replace(backbone=tmp_path / "nothing"))
 
 
 def test_teachers_are_for_cifar10(events_recipe: Recipe, cifar10: Path, tmp_path: Path) -> None:
