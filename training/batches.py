@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -57,6 +58,7 @@ class Batches:
         self._soft = None if soft is None else soft.to(device)
         self._normalise = normalise
         self._padding = "reflect" if data.kind == "static" else "constant"
+        self._turned_padding = "reflection" if data.kind == "static" else "zeros"
         self._recipe = recipe
 
     def __len__(self) -> int:
@@ -70,8 +72,10 @@ class Batches:
             shifts = torch.randint(2 * shift + 1, (2, size, 1), generator=generator)
             mirrored = torch.rand(size, generator=generator) < 0.5
             mirrored &= self._recipe.mirrors
-            samples = self._samples[chosen]
-            images = self._normalise(self._moved(samples, shifts, mirrored))
+            samples = self._moved(self._samples[chosen], shifts, mirrored)
+            if self._recipe.rotation_degrees or self._recipe.zoom:
+                samples = self._turned(samples, generator)
+            images = self._normalise(samples)
             soft = None if self._soft is None else self._soft[mirrored.long(), chosen]
             if self._recipe.cutout:
                 images = self._cut_out(images, generator)
@@ -94,6 +98,23 @@ class Batches:
             columns[:, None, None, :],
         ]
         return moved.view(samples.shape)
+
+    def _turned(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+        """Return samples ``[N, ..., H, W]`` turned and zoomed around their middle, bilinearly."""
+        turns, zooms = 2 * torch.rand(2, len(samples), generator=generator) - 1
+        angles = turns * math.radians(self._recipe.rotation_degrees)
+        scales = 1 + zooms * self._recipe.zoom
+        cosines, sines = angles.cos() * scales, angles.sin() * scales
+        none = torch.zeros_like(angles)
+        rows = [torch.stack(row, -1) for row in ((cosines, -sines, none), (sines, cosines, none))]
+        planes = samples.flatten(1, -3)
+        grid = functional.affine_grid(
+            torch.stack(rows, 1).to(planes.device), list(planes.shape), align_corners=False
+        )
+        turned = functional.grid_sample(
+            planes, grid, padding_mode=self._turned_padding, align_corners=False
+        )
+        return turned.view(samples.shape)
 
     def _cut_out(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Set a square around a random pixel of every sample to 0, at all its timesteps."""

@@ -76,6 +76,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     continued by reflection, events by silence."""
     mirror: bool | None = None
     """Mirror every other training sample left to right; None mirrors images, not events."""
+    rotation_degrees: Annotated[float, msgspec.Meta(ge=0, lt=180)] = 0.0
+    """Angle by which every training sample is turned at most, either way."""
+    zoom: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Share by which every training sample is enlarged or made smaller at most. What comes into
+    view is as with ``shift``."""
     cutout: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Side of the square of pixels that is blanked out at a random place of every training sample
     (DeVries and Taylor 2017), the same at all timesteps; 0 for none."""

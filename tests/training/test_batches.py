@@ -102,3 +102,40 @@ def test_a_mirrored_sample_gets_the_teachers_word_on_its_mirror_image(recipe: Re
         assert batch[2] is not None
         assert torch.equal(batch[2], soft[torch.tensor(mirrored).long(), chosen])
     assert {flip for _, _, mirrored in expected for flip in mirrored} == {True, False}
+
+
+def test_samples_are_turned_and_zoomed_the_same_at_all_timesteps(events_recipe: Recipe) -> None:
+    recipe = msgspec.structs.replace(
+        events_recipe, shift=0, mirror=False, cutout=0, rotation_degrees=20, zoom=0.3, batch_size=16
+    )
+    inputs = np.zeros((16, 2, 2, 33, 33), np.uint8)
+    inputs[..., 15:18, 25:28] = 200  # Ten pixels to the right of the middle.
+
+    ((samples, *_),) = epoch_of(inputs, recipe, seed=2)
+
+    assert torch.equal(samples[:, 0], samples[:, 1])
+    plane = samples[:, 0, 0]
+    weights = plane / plane.sum((1, 2), keepdim=True)
+    places = torch.arange(33.0) - 16
+    down, right = (weights.sum(2) @ places, weights.sum(1) @ places)
+    angles, distances = torch.atan2(down, right).rad2deg(), torch.hypot(down, right)
+    assert angles.abs().max() < 21
+    assert angles.min() < -5
+    assert angles.max() > 5
+    assert distances.max() < 10 / 0.7 + 0.5
+    assert distances.min() > 10 / 1.3 - 0.5
+    assert distances.max() - distances.min() > 2
+
+
+def test_what_comes_into_view_is_reflection_in_pictures_and_silence_in_events(
+    recipe: Recipe, events_recipe: Recipe
+) -> None:
+    zoomed = {"shift": 0, "cutout": 0, "zoom": 0.9, "batch_size": 16}
+    pictures = np.full((16, 3, 32, 32), 255, np.uint8)
+    ((images, *_),) = epoch_of(pictures, msgspec.structs.replace(recipe, **zoomed), seed=0)
+    torch.testing.assert_close(images, torch.ones_like(images))
+
+    events = np.full((16, 2, 2, 32, 32), 255, np.uint8)
+    ((frames, *_),) = epoch_of(events, msgspec.structs.replace(events_recipe, **zoomed), seed=0)
+    assert (frames[..., 0, 0] == 0).any()
+    assert (frames[..., 16, 16] > 0.9).all()

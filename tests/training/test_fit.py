@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shared.errors import ConfigError
 from training.curves import draw_curves, read_log
 from training.export import ExportOptions, export_run
 from training.fit import CHECKPOINT, FitOptions, Training, checked_device, fit, load_checkpoint
-from training.recipe import Recipe
+from training.recipe import RECIPE, Recipe
 from training.recipe_data import TrainingData, load_training
 
 EPOCHS = [("first", 0), ("first", 1), ("second", 0), ("second", 1), ("third", 0)]
@@ -149,9 +150,11 @@ def test_a_tail_that_is_left_alone_is_the_uncompressed_one(
 
 
 def test_a_run_begins_with_the_backbone_of_a_bundle(
-    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path
+    recipe: Recipe, recipe_file: Path, data: TrainingData, run: Path, tmp_path: Path
 ) -> None:
-    bundle = export_run(run, data, tmp_path / "bundle", ExportOptions(half=False))
+    whole = shutil.copytree(run, tmp_path / "run")
+    shutil.copyfile(recipe_file, whole / RECIPE)
+    bundle = export_run(whole, data, tmp_path / "bundle", ExportOptions(half=False))
     exported, again = (Training(recipe, data, None, torch.device("cpu")) for _ in range(2))
     exported.restore(load_checkpoint(run / CHECKPOINT))
     again.take_backbone(bundle.path)
