@@ -104,8 +104,8 @@ def test_a_network_learns_from_events(events_recipe: Recipe, cifar10: Path, tmp_
     assert {name: len(values) for name, values in accuracy.items()} == {"full": 2, "compressed": 2}
 
 
-def one_phase(recipe: Recipe, train: str) -> Recipe:
-    phase = replace(recipe.phases[1], train=train, epochs=1)
+def one_phase(recipe: Recipe, train: str, *, fresh_tail: bool = False) -> Recipe:
+    phase = replace(recipe.phases[1], train=train, epochs=1, fresh_tail=fresh_tail)
     return replace(recipe, phases=(phase,))
 
 
@@ -141,7 +141,8 @@ def test_a_phase_changes_what_it_trains_and_nothing_else(
 def test_a_tail_that_is_left_alone_is_the_uncompressed_one(
     recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path
 ) -> None:
-    fit(one_phase(recipe, "bottleneck"), data, tmp_path, FRESH._replace(backbone=run))
+    only = one_phase(recipe, "bottleneck", fresh_tail=True)
+    fit(only, data, tmp_path, FRESH._replace(backbone=run))
     network = load_checkpoint(tmp_path / CHECKPOINT)["network"]
     tail = {name: value for name, value in network.items() if name.startswith("tail.")}
     assert tail
@@ -166,7 +167,7 @@ def test_a_run_begins_with_the_backbone_of_a_bundle(
         torch.testing.assert_close(folded, expected, rtol=1e-3, atol=1e-3)
         # In training mode it goes on where it was: the statistics are those of such batches.
         trained, _ = again.network.backbone.train()(frames)
-    assert (trained - expected).abs().mean() < 0.2 * expected.abs().mean()
+    assert (trained - expected).abs().mean() < 0.4 * expected.abs().mean()
 
 
 @pytest.mark.parametrize("change", [{"width": 0.25}, {"classes": 11}])
