@@ -20,7 +20,7 @@ from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
 from shared import rpc
 from shared.errors import LinkLostError, NeucodexError
-from shared.model.bundle import Bundle
+from shared.model.bundle import Bundle, Calibration, pick_alpha
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,23 @@ def _bundle_block(bundle: Bundle) -> Block:
         ("timesteps", str(spec.timesteps)),
         ("parts", ", ".join(part for part in manifest.parts if bundle.has(part))),
         ("size", f"{_size_bytes(bundle)} bytes"),
+        *_alpha_lines(bundle.calibration()),
     ]
+
+
+def _alpha_lines(calibration: Calibration) -> Block:
+    """Return a line per alpha list: what it promises, which a loss budget takes, the default."""
+    lists, tests, lines = calibration.alpha, calibration.tests, []
+    for name in lists:
+        facts = [name]
+        if test := tests.get(name):
+            facts.append(test.promise)
+            if name == pick_alpha(test.points, lists, tests):
+                facts.append(f"taken by --loss-budget {test.points:g}")
+        if name == calibration.default_alpha:
+            facts.append("the default")
+        lines.append(("alpha", "; ".join(facts)))
+    return lines
 
 
 def _served_block(model: pb.Model) -> Block:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from edge_agent import feeds
+from edge_agent.alpha import choose_alpha
 from edge_agent.config import EdgeConfig
 from edge_agent.fallback import Fallback
 from edge_agent.grpc_link import GrpcImageLink, GrpcLink
@@ -17,10 +18,10 @@ from edge_agent.loop import EdgeLoop, Options
 from shared.codec.packet import Checksum
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
-from shared.exit_rule import Confidence, expand_alpha
+from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, parse_address
-from shared.model.bundle import Bundle, Calibration, PartName, alpha_name
+from shared.model.bundle import Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 
 
@@ -91,31 +92,8 @@ class Kit:
         return name
 
     def alpha(self) -> tuple[float, ...]:
-        """Return alpha for T: the configured one, else the bundle's.
-
-        The network before the bottleneck was inserted was not calibrated: by default it runs
-        over all T timesteps, as the baseline *edge-only-full* does.
-
-        Raises:
-            ConfigError: a list of another length than T - 1, or no such list in the bundle.
-        """
-        config, timesteps = self.config, self.bundle.spec.timesteps
-        if config.alpha is not None:
-            try:
-                return expand_alpha(config.alpha, timesteps)
-            except ValueError as error:
-                raise ConfigError(f"alpha: {error}") from error
-        if config.loss_budget is None and config.network == "whole":
-            return expand_alpha(1.0, timesteps)
-        name = config.loss_budget
-        if name is None:
-            name = self.calibration.default_alpha
-        elif not isinstance(name, str):
-            name = alpha_name(name)
-        lists = self.calibration.alpha
-        if name not in lists:
-            raise ConfigError(f"loss_budget: expected one of {', '.join(lists)}, got {name!r}")
-        return expand_alpha(lists[name], timesteps)
+        """Return alpha for T; ConfigError if what is configured does not fit the bundle."""
+        return choose_alpha(self.config, self.calibration, self.bundle.spec.timesteps).values
 
     def network(self, part: Part) -> LocalNetwork:
         """Return a part to run here, not loaded yet."""

@@ -95,9 +95,9 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Say whether the bundle is readable and what its digest is, whether the cloud is "
-        "reachable and serves the same, which power sensors there are, and the round trip time. "
-        "Exit code 1 if something is wrong."
+        "Say whether the bundle is readable, what its digest is and which alpha it gives, whether "
+        "the cloud is reachable and serves the same, which power sensors there are, and the round "
+        "trip time. Exit code 1 if something is wrong."
     )
     parser.set_defaults(command=_doctor)
     _add_config(parser)
@@ -123,7 +123,7 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         type=_points_or_name,
         metavar="POINTS",
         help="points of accuracy that early exits may lose, of those the bundle is calibrated "
-        "for; or the name of one of its alpha lists",
+        "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
     parser.add_argument("--window", type=int, metavar="W", help="timesteps without their verdict")

@@ -48,10 +48,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""
     loss_budget: float | str | None = None
-    """Points of accuracy that early exits may lose, with the alpha that the bundle was calibrated
-    to for it; or the name of one of its alpha lists. Instead of ``alpha``."""
+    """Points of accuracy that early exits may lose, of those the bundle is calibrated for: takes
+    the budget's alpha list with fewer timesteps (``pick_alpha`` of :mod:`shared.model.bundle`). Or
+    the name of one of the bundle's lists. Instead of ``alpha``."""
     confidence: Literal["max_softmax", "entropy", "margin"] | None = None
-    """What is compared with alpha; absent: as the bundle was calibrated."""
+    """What is compared with alpha; absent: as the bundle was calibrated. Another one needs
+    ``alpha``."""
     window: Steps = 1
     """W: timesteps of one sample in flight without their verdict."""
     steps_per_packet: Steps = 1

@@ -13,13 +13,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from edge_agent.alpha import choose_alpha
 from edge_agent.config import EdgeConfig
 from protos import co_inference_pb2 as pb
 from shared import rpc
 from shared.codec import native
-from shared.errors import BundleError
+from shared.errors import BundleError, ConfigError
 from shared.messages import PROTOCOL_VERSION
-from shared.model.bundle import Bundle
+from shared.model.bundle import Bundle, Calibration
 
 DESCRIBE = "/neucodex.v1.CoInference/Describe"
 DESCRIBE_SECONDS = 5.0
@@ -62,14 +63,27 @@ def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
         for name in bundle.manifest.files:
             if (path / name).is_file():
                 bundle.read(name)
-        bundle.calibration()
+        calibration = bundle.calibration()
     except BundleError as error:
         return None, [Check("bundle", False, str(error))]
     manifest = bundle.manifest
     return bundle, [
         Check("bundle", True, f"{manifest.name} {manifest.version} at {path}, files verified"),
         Check("digest", True, bundle.digest),
+        _check_alpha(config, calibration, bundle.spec.timesteps),
     ]
+
+
+def _check_alpha(config: EdgeConfig, calibration: Calibration, timesteps: int) -> Check:
+    try:
+        name, values = choose_alpha(config, calibration, timesteps)
+    except ConfigError as error:
+        return Check("alpha", False, str(error))
+    found = f"{name}: {', '.join(f'{value:.6g}' for value in values) or 'none, T = 1'}"
+    is_tested_network = config.network == "split" and config.placement != "cloud_only"
+    if is_tested_network and name in calibration.tests:
+        found += f"; {calibration.tests[name].promise}"
+    return Check("alpha", True, found)
 
 
 def _codec() -> Check:

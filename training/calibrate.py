@@ -5,7 +5,6 @@ Everything runs through the bundle's own graphs, the engine and the exit rule th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,22 +14,23 @@ from numpy.typing import NDArray
 from shared.engine.base import Array, Engine, zero_state
 from shared.engine.onnx_runtime import load_engine
 from shared.exit_rule import Confidence, decide, expand_alpha
-from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, alpha_name
+from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, pick_alpha
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
 from training.data.labelled import LabelledData
+from training.loss_budget import BudgetAlpha, Outcomes, keep_budgets
 from training.operations import count_operations
 from training.progress import SILENT, Progress
 
 BATCH = 250
-LOSS_BUDGETS_POINTS = (0.5, 1.0)
-DEFAULT_ALPHA = alpha_name(0.5)
-ALPHA_STEPS = 1000
-"""Alpha is searched among this many equal steps between 0 and 1."""
-CERTAINTY = 0.95
-"""Probability, over the draw of the held-out samples, that an alpha keeps its loss budget."""
+LOSS_BUDGETS_POINTS = (0.5, 1.0, 2.0)
+DEFAULT_BUDGET_POINTS = 0.5
+FITTING_SAMPLES = 500
+"""Held-out samples that fit temperature, codec tables and the shape of alpha over the timesteps;
+alpha is tested on the rest. One number and some tables want no more, the test as many as it can
+get."""
 FITTING_SHARE = 5
-"""One held-out sample in so many fits temperature and codec tables; alpha is tested on the rest."""
+"""Where that would be more than one in so many, one in so many."""
 CODE_LAYER = "encoder.code.lif"
 """The LIF layer whose spikes are the code."""
 
@@ -54,7 +54,7 @@ def split_held_out(data: LabelledFrames) -> tuple[LabelledFrames, LabelledFrames
 
     Fitted and tested on the same samples, alpha would look safer than it is.
     """
-    cut = len(data.labels) // FITTING_SHARE
+    cut = min(FITTING_SAMPLES, len(data.labels) // FITTING_SHARE)
     return (
         LabelledFrames(data.frames[:cut], data.labels[:cut]),
         LabelledFrames(data.frames[cut:], data.labels[cut:]),
@@ -227,52 +227,6 @@ def exit_accuracy(
     return float((answers(decisions, exit_at) == labels).mean())
 
 
-def exit_losses(decisions: Decisions, labels: NDArray[np.int64], exit_at: NDArray[np.int64]) -> int:
-    """Count the samples that are right after all T timesteps and wrong at their exit."""
-    right_at_end = decisions.labels[-1] == labels
-    return int((right_at_end & (answers(decisions, exit_at) != labels)).sum())
-
-
-def fit_alpha(decisions: Decisions, labels: NDArray[np.int64], budget_points: float) -> float:
-    """Return the smallest alpha whose loss stays within a budget with :data:`CERTAINTY`.
-
-    The risk is P(right after all T timesteps and wrong at the exit), an upper bound of the
-    accuracy lost. Alphas are tested from high to low, each by an exact binomial test, and the
-    first that fails ends the search (fixed-sequence testing), so that the certainty holds for the
-    alpha returned. It speaks of samples like the held-out ones. If none passes, alpha is 1: all T
-    timesteps.
-
-    Args:
-        decisions: of the held-out samples.
-        labels: int64, ``[N]``.
-        budget_points: percentage points of accuracy that may be lost against all T timesteps.
-    """
-    timesteps = len(decisions.labels)
-    smallest = 1.0
-    for step in range(ALPHA_STEPS - 1, -1, -1):
-        alpha = step / ALPHA_STEPS
-        exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
-        lost = exit_losses(decisions, labels, exit_at)
-        if binomial_cdf(lost, len(labels), budget_points / 100) > 1 - CERTAINTY:
-            break
-        smallest = alpha
-    return smallest
-
-
-def binomial_cdf(successes: int, trials: int, probability: float) -> float:
-    """Return P(X <= successes) of a binomial variable, ``probability`` in (0, 1)."""
-    log_yes, log_no = math.log(probability), math.log1p(-probability)
-    logs = [
-        math.lgamma(trials + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * log_yes
-        + (trials - k) * log_no
-        for k in range(successes + 1)
-    ]
-    return min(1.0, math.fsum(map(math.exp, logs)))
-
-
 def calibrate(
     bundle: Bundle, data: LabelledFrames, *, threads: int = 1, progress: Progress = SILENT
 ) -> Calibration:
@@ -290,22 +244,22 @@ def calibrate(
     fitted = run_engines(engines, fitting.frames, spec, preprocessing, progress=progress)
     temperature = fit_temperature(fitted.logits, fitting.labels)
     compressed = run_engines(engines, testing.frames, spec, preprocessing, progress=progress)
-    decisions = judge(compressed.logits, temperature)
-    alpha = {
-        alpha_name(budget): expand_alpha(
-            fit_alpha(decisions, testing.labels, budget), spec.timesteps
-        )
-        for budget in LOSS_BUDGETS_POINTS
-    }
+    found = keep_budgets(
+        outcomes(judge(fitted.logits, temperature), fitting.labels),
+        outcomes(judge(compressed.logits, temperature), testing.labels),
+        LOSS_BUDGETS_POINTS,
+    )
     # No confidence is strictly greater than 1: every sample runs for all T timesteps.
-    alpha["full"] = expand_alpha(1.0, spec.timesteps)
-    exit_at = exit_timesteps(decisions, alpha[DEFAULT_ALPHA])
+    alpha = {"full": expand_alpha(1.0, spec.timesteps)} | {each.name: each.alpha for each in found}
+    tests = {each.name: each.test for each in found}
+    default_alpha = pick_alpha(DEFAULT_BUDGET_POINTS, alpha, tests)
     rates = compressed.firing_rates
     return Calibration(
         temperature=temperature,
         alpha=alpha,
-        default_alpha=DEFAULT_ALPHA,
-        exit_distribution=distribution(exit_at, spec.timesteps),
+        tests=tests,
+        default_alpha=default_alpha,
+        exit_distribution=tests[default_alpha].exit_distribution,
         firing_rates=rates | {"code": rates[CODE_LAYER]},
         operations=count_operations(bundle, batches(testing.frames, spec, preprocessing)),
         images=len(testing.labels),
@@ -313,16 +267,9 @@ def calibrate(
     )
 
 
-class BudgetAlpha(NamedTuple):
-    """What a loss budget asks of the exit rule, and what that gives on the held-out samples."""
-
-    budget_points: float
-    alpha: float
-    accuracy: float
-    lost_points: float
-    """Share of samples right after all T timesteps and wrong at their exit, in points."""
-    mean_timesteps: float
-    exit_distribution: tuple[float, ...]
+def outcomes(decisions: Decisions, labels: NDArray[np.int64]) -> Outcomes:
+    """Return what the decisions on samples with these labels, int64 ``[N]``, are worth."""
+    return Outcomes(decisions.confidences, decisions.labels == labels)
 
 
 def budget_alphas(
@@ -333,13 +280,12 @@ def budget_alphas(
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> list[BudgetAlpha]:
-    """Measure the alphas of loss budgets anew, under the bundle's own temperature.
+    """Find the alphas of loss budgets anew, under the bundle's own temperature.
 
     Args:
         bundle: with head and tail.
         data: the held-out samples that the bundle was calibrated on, or others like them that
-            neither training nor the temperature has seen: of the former only the testing part is
-            used (:func:`split_held_out`).
+            neither training nor the temperature has seen.
         budgets_points: percentage points that may be lost against all T timesteps.
         threads: CPU threads of the engines.
         progress: hears of every batch.
@@ -347,33 +293,16 @@ def budget_alphas(
     Raises:
         ValueError: a budget is not between 0 and 100.
     """
-    if wrong := [budget for budget in budgets_points if not 0 < budget < 100]:
-        raise ValueError(f"expected loss budgets between 0 and 100 points, got {wrong[0]}")
-    calibration, spec = bundle.calibration(), bundle.spec
+    calibration, preprocessing = bundle.calibration(), bundle.manifest.preprocessing
+    temperature, kind = calibration.temperature, Confidence(calibration.confidence)
     engines = [named_engine(bundle, "head", threads), named_engine(bundle, "tail", threads)]
-    _, testing = split_held_out(data)
-    run = run_engines(
-        engines, testing.frames, spec, bundle.manifest.preprocessing, progress=progress
-    )
-    decisions = judge(run.logits, calibration.temperature, Confidence(calibration.confidence))
-    return [budget_alpha(decisions, testing.labels, budget) for budget in budgets_points]
 
+    def outcomes_of(part: LabelledFrames) -> Outcomes:
+        run = run_engines(engines, part.frames, bundle.spec, preprocessing, progress=progress)
+        return outcomes(judge(run.logits, temperature, kind), part.labels)
 
-def budget_alpha(
-    decisions: Decisions, labels: NDArray[np.int64], budget_points: float
-) -> BudgetAlpha:
-    """Fit the alpha of one loss budget and say what it gives on the same samples."""
-    timesteps = len(decisions.labels)
-    alpha = fit_alpha(decisions, labels, budget_points)
-    exit_at = exit_timesteps(decisions, expand_alpha(alpha, timesteps))
-    return BudgetAlpha(
-        budget_points=budget_points,
-        alpha=alpha,
-        accuracy=exit_accuracy(decisions, labels, exit_at),
-        lost_points=100 * exit_losses(decisions, labels, exit_at) / len(labels),
-        mean_timesteps=float(exit_at.mean()) + 1,
-        exit_distribution=distribution(exit_at, timesteps),
-    )
+    fitting, testing = split_held_out(data)
+    return keep_budgets(outcomes_of(fitting), outcomes_of(testing), budgets_points)
 
 
 def head_codes(bundle: Bundle, frames: NDArray[np.uint8], threads: int = 1) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.errors import BundleError
-from shared.model.bundle import WEIGHTS, Calibration, Manifest
+from shared.model.bundle import WEIGHTS, BudgetTest, Calibration, Manifest
 from training.curves import read_log
 from training.data.sets import IN_RANDOM_ORDER
 from training.evaluate import Evaluation
@@ -53,7 +53,8 @@ def card(
 def calibration_section(calibration: Calibration) -> str:
     """Return the card's section of calibration figures."""
     alphas = "\n".join(
-        f"| `{name}` | {', '.join(f'{value:.3f}' for value in values) or 'none'} |"
+        f"| `{name}` | {', '.join(f'{value:.4f}' for value in values) or 'none'} | "
+        f"{_tested(calibration.tests.get(name))} |"
         for name, values in sorted(calibration.alpha.items())
     )
     operations = "\n".join(
@@ -63,11 +64,18 @@ def calibration_section(calibration: Calibration) -> str:
     return f"""## Calibration
 
 On {calibration.fitting_images:,} held-out samples: temperature {calibration.temperature:.4f} of
-confidence `{calibration.confidence}`, and the codec tables. On {calibration.images:,} others:
+confidence `{calibration.confidence}`, the codec tables, and how the alphas of a `by_timestep` list
+are to one another. On {calibration.images:,} others:
 
-| alpha | at t = 0, 1, ... |
-|---|---|
+| alpha | at t = 0, 1, ... | risk, points | accuracy | mean timesteps | exits at t = 0, 1, ... |
+|---|---|---|---|---|---|
 {alphas}
+
+The *risk* is the share of samples that are right after all T timesteps and wrong at their exit.
+With {100 - 100 * max(test.delta for test in calibration.tests.values()):g} % certainty, over the
+draw of the held-out samples, a list keeps the budget in its name **for inputs like these samples
+only**; of others this says nothing. Alpha 1 is never exceeded: no early exit could be shown to keep
+the budget.
 
 With `{calibration.default_alpha}`, the default, {_percentages(calibration.exit_distribution)} of
 the samples use 1, 2, ... timesteps. The code's neurons fire in
@@ -79,6 +87,15 @@ Effective operations, mean per timestep of one sample:
 |---|---|---|---|
 {operations}
 """
+
+
+def _tested(test: BudgetTest | None) -> str:
+    if test is None:
+        return "- | - | - | -"
+    return (
+        f"{100 * test.observed_risk:.2f} | {100 * test.accuracy:.2f} % | "
+        f"{test.mean_timesteps:.2f} | {_percentages(test.exit_distribution)}"
+    )
 
 
 def _head(manifest: Manifest) -> str:

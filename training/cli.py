@@ -20,6 +20,7 @@ from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
 from training.export import ExportOptions, export_run
 from training.fit import CHECKPOINT, FitOptions, fit
+from training.loss_budget import DELTA
 from training.progress import shown_on
 from training.recipe import RECIPE, Recipe, load_recipe
 from training.recipe_data import load_test, load_training
@@ -96,8 +97,9 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measure on the held-out samples which alpha keeps a loss budget: the accuracy lost by "
-        "leaving early is at most that many points, with 95 % certainty, for samples like those."
+        "Find on the held-out samples the alphas that keep a loss budget, one for all timesteps "
+        "and one for each: the accuracy lost by leaving early is at most that many points, with "
+        f"{100 - 100 * DELTA:g} %% certainty, for samples like those and no others."
     )
     parser.set_defaults(command=_calibrate)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")

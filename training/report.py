@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from training.calibrate import BudgetAlpha
 from training.evaluate import Evaluation
+from training.loss_budget import BudgetAlpha
 
 
 class Point(NamedTuple):
@@ -112,12 +112,16 @@ def draw_trade_off(evaluations: Sequence[Evaluation], path: Path) -> None:
 
 
 def budget_table(alphas: Iterable[BudgetAlpha], images: int) -> Table:
-    """Return the alphas of loss budgets, measured on so many held-out samples."""
-    table = Table(title=f"On {images:,} held-out samples")
+    """Return the alphas of loss budgets, tested on so many held-out samples."""
+    table = Table(
+        title=f"On {images:,} held-out samples; of other inputs this says nothing",
+        caption="risk: right after all T timesteps and wrong at the exit; "
+        "alpha 1: no early exit could be shown to keep the budget",
+    )
     headings = (
         "budget, points",
-        "alpha",
-        "points lost",
+        "alpha (at t = 0, 1, ...)",
+        "risk, points",
         "accuracy %",
         "timesteps",
         "exits at t, %",
@@ -125,12 +129,18 @@ def budget_table(alphas: Iterable[BudgetAlpha], images: int) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right")
     for each in alphas:
+        test = each.test
         table.add_row(
-            f"{each.budget_points:g}",
-            f"{each.alpha:.3f}",
-            f"{each.lost_points:.2f}",
-            f"{100 * each.accuracy:.2f}",
-            f"{each.mean_timesteps:.2f}",
-            ", ".join(f"{100 * share:.1f}" for share in each.exit_distribution),
+            f"{test.points:g}",
+            ", ".join(f"{value:.6g}" for value in _shortest(each.alpha)),
+            f"{100 * test.observed_risk:.2f}",
+            f"{100 * test.accuracy:.2f}",
+            f"{test.mean_timesteps:.2f}",
+            ", ".join(f"{100 * share:.1f}" for share in test.exit_distribution),
         )
     return table
+
+
+def _shortest(alpha: tuple[float, ...]) -> tuple[float, ...]:
+    """Return one number where all timesteps have the same."""
+    return alpha[:1] if len(set(alpha)) == 1 else alpha

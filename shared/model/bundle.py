@@ -124,13 +124,50 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     neuron: float
 
 
+class BudgetTest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The loss budget that an alpha list keeps, and what it gave on the held-out images.
+
+    It keeps the budget for inputs like those images alone: of other inputs the test says nothing.
+    """
+
+    points: Annotated[float, msgspec.Meta(gt=0, lt=100)]
+    """Percentage points: of 100 inputs at most so many are right after all T timesteps and wrong at
+    their exit, which bounds the accuracy lost."""
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    """Probability, over the draw of the images, that not all lists of this budget keep it."""
+    images: int
+    """Number of held-out images it was tested on."""
+    observed_risk: float
+    """Share of them that are right after all T timesteps and wrong at their exit."""
+    accuracy: float
+    """Share of them that are right at their exit."""
+    exit_distribution: tuple[float, ...]
+    """Share of them that exit at t = 0..T-1."""
+
+    @property
+    def mean_timesteps(self) -> float:
+        """Timesteps used, mean over the images."""
+        return sum(share * steps for steps, share in enumerate(self.exit_distribution, start=1))
+
+    @property
+    def promise(self) -> str:
+        """What it comes to, for people."""
+        return (
+            f"at most {self.points:g} points lost with {100 - 100 * self.delta:g} % certainty on "
+            f"inputs like its {self.images:,} held-out images, {self.mean_timesteps:.2f} timesteps "
+            "expected"
+        )
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was measured on held-out training images."""
 
     temperature: Annotated[float, msgspec.Meta(gt=0)]
     confidence: Literal["max_softmax", "entropy", "margin"] = "max_softmax"
     alpha: dict[str, tuple[float, ...]]
-    """Alpha lists (T - 1 numbers) by name, e.g. ``loss_budget_0.5_points``."""
+    """Alpha lists (T - 1 numbers) by name: ``full`` and those of :func:`alpha_names`."""
+    tests: dict[str, BudgetTest] = {}
+    """By name of the alpha list; not every list needs to have one."""
     default_alpha: str
     """The entry of ``alpha`` used when the user sets none."""
     exit_distribution: tuple[float, ...]
@@ -142,12 +179,43 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     images: int
     """Number of held-out images behind these figures, but for the temperature."""
     fitting_images: int
-    """Number of other held-out images, behind temperature and codec tables."""
+    """Number of other held-out images, behind the temperature, the codec tables and how the alphas
+    of the timesteps are to one another."""
 
 
-def alpha_name(budget_points: float) -> str:
-    """Return the name of the alpha list that may lose so many points of accuracy."""
-    return f"loss_budget_{float(budget_points)}_points"
+def alpha_names(budget_points: float) -> tuple[str, str]:
+    """Return the names of a budget's alpha lists: the same alpha at every t, and one for each t."""
+    name = f"loss_budget_{float(budget_points)}_points"
+    return name, f"{name}_by_timestep"
+
+
+def pick_alpha(
+    budget_points: float, alpha: Mapping[str, tuple[float, ...]], tests: Mapping[str, BudgetTest]
+) -> str:
+    """Return the name of the alpha list that a loss budget stands for.
+
+    It is the one that took fewer timesteps on the held-out images, all T where that is not known;
+    if both took as many, the one with the same alpha at every t.
+
+    Args:
+        budget_points: percentage points of accuracy that may be lost.
+        alpha: as in :class:`Calibration`.
+        tests: as in :class:`Calibration`.
+
+    Raises:
+        ValueError: there is no list for this budget.
+    """
+
+    def timesteps(name: str) -> float:
+        return tests[name].mean_timesteps if name in tests else len(alpha[name]) + 1
+
+    names = [name for name in alpha_names(budget_points) if name in alpha]
+    if not names:
+        raise ValueError(
+            f"expected a loss budget that the bundle is calibrated for, got {budget_points:g} "
+            f"points; its alpha lists are {', '.join(alpha)}"
+        )
+    return min(names, key=timesteps)
 
 
 class Bundle:

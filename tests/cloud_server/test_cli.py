@@ -125,6 +125,12 @@ def test_models_lists_a_bundle(tiny_bundle: Bundle, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     for expected in (tiny_bundle.digest, "3x32x32", "4x8x8", "head, tail, whole"):
         assert expected in out
+    lines = [line.removeprefix("alpha     ") for line in out.splitlines() if "alpha " in line]
+    assert {line.split(";")[0] for line in lines} == set(tiny_bundle.calibration().alpha)
+    (of_one_point,) = (line for line in lines if line.startswith("loss_budget_1.0_points;"))
+    assert "at most 1 points lost with 95 % certainty on inputs like its 103 held" in of_one_point
+    assert of_one_point.endswith("; taken by --loss-budget 1")
+    assert "median; the default" in lines
 
 
 def test_models_reads_the_bundles_of_a_configuration(

@@ -139,7 +139,24 @@ def test_doctor_finds_all_well(
     assert tiny_bundle.digest in report
     assert "the cloud serves this bundle" in report
     assert "ms, median of" in report
+    assert "ok    alpha         median: 0." in report
     assert "FAIL" not in report
+
+
+def test_doctor_says_which_alpha_holds_and_what_it_promises(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = ["doctor", "--bundle", str(tiny_bundle.path), "--placement", "edge_only"]
+
+    assert main([*local, "--loss-budget", "1"]) == 0
+    found = "ok    alpha         loss_budget_1.0_points: 1, 1, 1; at most 1 points lost with 95 % "
+    assert found in capsys.readouterr().out
+    assert main([*local, "--alpha", "0.5"]) == 0
+    assert "ok    alpha         configured: 0.5, 0.5, 0.5\n" in capsys.readouterr().out
+    assert main([*local, "--loss-budget", "0.7"]) == 1
+    report = capsys.readouterr().out
+    assert "FAIL  alpha         loss_budget: expected" in report
+    assert "got 0.7 points; its alpha lists are full, loss_budget_0.5_points, " in report
 
 
 def test_doctor_finds_a_lost_cloud_and_a_damaged_bundle(

@@ -7,19 +7,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.exit_rule import exits, expand_alpha
-from shared.model.bundle import Bundle
+from shared.model.bundle import Bundle, alpha_names
 from training.calibrate import (
     CODE_LAYER,
     Decisions,
     LabelledFrames,
-    binomial_cdf,
     calibrate,
     distribution,
     exit_timesteps,
-    fit_alpha,
     fit_temperature,
     golden_section,
     judge,
+    split_held_out,
 )
 from training.evaluate import evaluate
 from training.untrained import synthetic_frames
@@ -63,30 +62,16 @@ def test_exit_timesteps_are_those_of_the_exit_rule(seed: int, alpha: float, exac
         assert found[sample] == first
 
 
-def test_binomial_cdf() -> None:
-    assert binomial_cdf(4, 10, 0.3) == pytest.approx(0.8497317)
-    assert binomial_cdf(0, 2500, 0.005) == pytest.approx(0.995**2500)
-    assert binomial_cdf(10, 10, 0.3) == pytest.approx(1)
+@pytest.mark.parametrize(
+    ("held_out", "fitting"), [(5500, 500), (2500, 500), (2499, 499), (300, 60), (8, 1)]
+)
+def test_nearly_all_held_out_samples_test_alpha(held_out: int, fitting: int) -> None:
+    data = LabelledFrames(np.zeros((held_out, 1, 1, 1), np.uint8), np.arange(held_out))
 
+    fit, test = split_held_out(data)
 
-def test_alpha_keeps_its_budget_with_certainty() -> None:
-    # Every hundredth sample is wrong early; the most confident samples come first.
-    number = np.arange(2000)
-    labels = np.zeros(2000, np.int64)
-    early = np.where(number % 100 == 0, 1, 0)
-    confidences = np.stack([1 - number / 2000, np.ones(2000)]).astype(np.float32)
-    decisions = Decisions(np.stack([early, labels]), confidences)
-
-    # At 0.5 % of 2,000, four losses pass the test (P = 0.029) and five do not (P = 0.067).
-    assert fit_alpha(decisions, labels, 0.5) == pytest.approx(0.8, abs=0.002)
-    assert fit_alpha(decisions, labels, 5.0) == 0
-    assert fit_alpha(decisions, labels, 0.01) == 1
-
-
-def test_early_exit_that_gains_accuracy_is_no_loss() -> None:
-    decisions = Decisions(np.repeat([[0], [1]], 1000, 1), np.full((2, 1000), 0.5, np.float32))
-
-    assert fit_alpha(decisions, np.zeros(1000, np.int64), 0.5) == 0
+    assert fit.labels.tolist() == list(range(fitting))
+    assert test.labels.tolist() == list(range(fitting, held_out))
 
 
 def test_distribution() -> None:
@@ -107,7 +92,10 @@ def test_judge_is_the_exit_rule_on_cumulative_means() -> None:
 def test_calibration_of_a_network(tiny_bundle: Bundle) -> None:
     spec, written = tiny_bundle.spec, tiny_bundle.calibration()
 
-    assert set(written.alpha) >= {"loss_budget_0.5_points", "loss_budget_1.0_points", "full"}
+    names = {name for points in (0.5, 1, 2) for name in alpha_names(points)}
+    assert set(written.alpha) == {"full", "median"} | names
+    assert set(written.tests) == names
+    assert {test.images for test in written.tests.values()} == {written.images}
     assert all(len(alpha) == spec.timesteps - 1 for alpha in written.alpha.values())
     assert written.alpha["full"] == (1.0, 1.0, 1.0)
     assert written.default_alpha in written.alpha

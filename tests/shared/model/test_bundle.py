@@ -18,13 +18,16 @@ from shared.model.bundle import (
     CODEC_TABLES,
     MANIFEST,
     WEIGHTS,
+    BudgetTest,
     Bundle,
+    Calibration,
     Manifest,
     PartSpec,
     Preprocessing,
     TensorSpec,
     canonical,
     file_digest,
+    pick_alpha,
 )
 from shared.model.spec import BottleneckSpec, NetworkSpec
 
@@ -235,6 +238,60 @@ def test_a_malformed_calibration_is_refused(copy: Path) -> None:
 
     with pytest.raises(BundleError, match=CALIBRATION):
         Bundle(copy).calibration()
+
+
+def exits(*distribution: float) -> BudgetTest:
+    return BudgetTest(
+        points=1,
+        delta=0.05,
+        images=1000,
+        observed_risk=0.004,
+        accuracy=0.9,
+        exit_distribution=distribution,
+    )
+
+
+@pytest.mark.parametrize(
+    ("single", "by_timestep", "picked"),
+    [
+        (exits(0.5, 0.5, 0), exits(0.6, 0.2, 0.2), "loss_budget_1.0_points"),
+        (exits(0.5, 0.1, 0.4), exits(0.6, 0.2, 0.2), "loss_budget_1.0_points_by_timestep"),
+        (exits(0.5, 0.1, 0.4), exits(0.5, 0.1, 0.4), "loss_budget_1.0_points"),
+        (exits(0.5, 0.1, 0.4), None, "loss_budget_1.0_points"),
+        (None, exits(0.5, 0.1, 0.4), "loss_budget_1.0_points_by_timestep"),
+    ],
+)
+def test_a_loss_budget_takes_the_list_with_fewer_timesteps(
+    single: BudgetTest | None, by_timestep: BudgetTest | None, picked: str
+) -> None:
+    names = ("loss_budget_1.0_points", "loss_budget_1.0_points_by_timestep")
+    alpha = {"full": (1.0, 1.0)} | dict.fromkeys(names, (0.9, 0.8))
+    tests = {n: t for n, t in zip(names, (single, by_timestep), strict=True) if t is not None}
+
+    assert pick_alpha(1, alpha, tests) == picked
+    with pytest.raises(
+        ValueError, match=r"got 0.5 points; its alpha lists are full, loss_budget_1"
+    ):
+        pick_alpha(0.5, alpha, tests)
+
+
+def test_a_test_of_an_alpha_says_what_it_promises() -> None:
+    test = msgspec.structs.replace(exits(0.5, 0.1, 0.4), points=0.5, images=5000)
+
+    assert test.promise == (
+        "at most 0.5 points lost with 95 % certainty on inputs like its 5,000 held-out images, "
+        "1.90 timesteps expected"
+    )
+
+
+def test_a_calibration_need_not_tell_of_tests(tiny_bundle: Bundle) -> None:
+    content = msgspec.to_builtins(tiny_bundle.calibration())
+    del content["tests"]
+    del content["alpha"]["loss_budget_1.0_points_by_timestep"]
+
+    calibration = msgspec.convert(content, Calibration)
+
+    assert pick_alpha(1, calibration.alpha, calibration.tests) == "loss_budget_1.0_points"
 
 
 @given(content=st.binary(max_size=200))
