@@ -254,6 +254,7 @@ def calibrate(
     tests = {each.name: each.test for each in found}
     default_alpha = pick_alpha(DEFAULT_BUDGET_POINTS, alpha, tests)
     rates = compressed.firing_rates
+    counts = count_operations(bundle, batches(testing.frames, spec, preprocessing))
     return Calibration(
         temperature=temperature,
         alpha=alpha,
@@ -261,7 +262,7 @@ def calibrate(
         default_alpha=default_alpha,
         exit_distribution=tests[default_alpha].exit_distribution,
         firing_rates=rates | {"code": rates[CODE_LAYER]},
-        operations=count_operations(bundle, batches(testing.frames, spec, preprocessing)),
+        operations={part: each.per_timestep() for part, each in counts.items()},
         images=len(testing.labels),
         fitting_images=len(fitting.labels),
     )

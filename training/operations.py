@@ -10,71 +10,122 @@ operations are accumulates, else multiply-accumulates; these are the definitions
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.engine.base import Array
-from shared.engine.torch_engine import PARTS, load_network
-from shared.model.bundle import Bundle, Operations
+from shared.engine.torch_engine import load_network
+from shared.model.bundle import Bundle, Operations, PartName
 from shared.model.neuron import LIF
-from shared.model.split import Part
 
 SYNAPSES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+SAMPLES_AT_ONCE = 50
+"""More at once are no faster, and take memory."""
+
+
+class Counts(NamedTuple):
+    """The operations of a part of the network, of every sample at every timestep."""
+
+    mac: NDArray[np.float64]
+    """Multiply-accumulates, ``[T, N]``."""
+    ac: NDArray[np.float64]
+    """Accumulates, ``[T, N]``."""
+    neuron: int
+    """Membrane updates, the same for every sample and timestep."""
+
+    def plus(self, other: Counts) -> Counts:
+        """Return the operations of two parts that both ran on the same samples."""
+        return Counts(self.mac + other.mac, self.ac + other.ac, self.neuron + other.neuron)
+
+    def per_timestep(self) -> Operations:
+        """Return the mean of one timestep of one sample."""
+        return Operations(
+            mac=float(self.mac.mean()), ac=float(self.ac.mean()), neuron=float(self.neuron)
+        )
+
+    def per_sample(self, used: NDArray[np.bool_]) -> Operations:
+        """Return the mean of one sample over the timesteps used, ``[T, N]``."""
+        samples = used.shape[1]
+        return Operations(
+            mac=float(self.mac[used].sum()) / samples,
+            ac=float(self.ac[used].sum()) / samples,
+            neuron=self.neuron * float(used.sum()) / samples,
+        )
 
 
 class OperationCounter:
-    """Counts the operations of one part while it runs; use as a context manager.
+    """Counts the operations of a chain of layers while it runs them.
 
     Args:
-        part: in folded form.
+        chain: in folded form; may share layers with other chains.
     """
 
-    def __init__(self, part: Part) -> None:
-        self._part = part
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+    def __init__(self, chain: nn.Module) -> None:
+        self._chain = chain
+        self._synapses = {
+            name: module for name, module in chain.named_modules() if isinstance(module, SYNAPSES)
+        }
         self._fan_out: dict[str, Tensor] = {}
-        self._synaptic: dict[str, float] = {}
-        self._binary: dict[str, bool] = {}
-        self._neuron = 0
+        self._operations: dict[str, list[Tensor]] = {name: [] for name in self._synapses}
+        self._is_binary = dict.fromkeys(self._synapses, True)
+        self._neurons: dict[str, int] = {}
 
-    def __enter__(self) -> OperationCounter:
-        for name, module in self._part.named_modules():
-            if isinstance(module, SYNAPSES):
-                self._handles.append(module.register_forward_hook(self._synapse_hook(name)))
-            elif isinstance(module, LIF):
-                self._handles.append(module.register_forward_hook(self._count_neurons))
-        return self
+    def run(self, x: Tensor) -> Tensor:
+        """Run samples, float ``[T, n, ...]``, from the start; return what the chain gives."""
+        timesteps = len(x)
+        handles = [
+            module.register_forward_hook(self._synapse_hook(name, timesteps))
+            for name, module in self._synapses.items()
+        ]
+        handles += [
+            module.register_forward_hook(self._neuron_hook(name))
+            for name, module in self._chain.named_modules()
+            if isinstance(module, LIF)
+        ]
+        try:
+            with torch.no_grad():
+                y: Tensor = self._chain(x)[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return y
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def counts(self) -> Counts:
+        """Return what was counted so far, samples in the order they were run."""
+        mac, ac = (self._sum(is_binary=each) for each in (False, True))
+        return Counts(mac, ac, sum(self._neurons.values()))
 
-    def totals(self, steps: int) -> Operations:
-        """Return the mean over ``steps``, the number of samples times timesteps that were run."""
-        mac = sum(n for name, n in self._synaptic.items() if not self._binary[name])
-        ac = sum(n for name, n in self._synaptic.items() if self._binary[name])
-        return Operations(mac=mac / steps, ac=ac / steps, neuron=self._neuron / steps)
+    def _sum(self, *, is_binary: bool) -> NDArray[np.float64]:
+        """Return the operations of all layers of one kind, ``[T, N]``."""
+        by_layer = [
+            torch.cat(runs, dim=1) * (self._is_binary[name] is is_binary)
+            for name, runs in self._operations.items()
+        ]
+        total: NDArray[np.float64] = torch.stack(by_layer).sum(0).numpy()
+        return total
 
-    def _synapse_hook(self, name: str) -> Any:
+    def _synapse_hook(self, name: str, timesteps: int) -> Callable[..., None]:
         def count(layer: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
-            (x,) = inputs
+            (x,) = inputs  # timesteps and samples are one axis here
             if name not in self._fan_out:
                 self._fan_out[name] = fan_out(layer, x.shape[1:])
-            active = (x != 0).sum(0).double()
-            operations = float((active * self._fan_out[name]).sum())
-            self._synaptic[name] = self._synaptic.get(name, 0.0) + operations
-            binary = bool(((x == 0) | (x == 1)).all())
-            self._binary[name] = self._binary.get(name, True) and binary
+            operations = reached_outputs(x, self._fan_out[name])
+            self._operations[name].append(operations.view(timesteps, -1))
+            self._is_binary[name] &= bool((x * x == x).all())
 
         return count
 
-    def _count_neurons(self, _: nn.Module, inputs: tuple[Tensor, Tensor | None], __: Any) -> None:
-        self._neuron += inputs[0].numel()
+    def _neuron_hook(self, name: str) -> Callable[..., None]:
+        def count(_: nn.Module, inputs: tuple[Tensor, Tensor | None], __: Any) -> None:
+            self._neurons[name] = math.prod(inputs[0].shape[2:])
+
+        return count
 
 
 def fan_out(layer: nn.Module, shape: Iterable[int]) -> Tensor:
@@ -95,7 +146,22 @@ def fan_out(layer: nn.Module, shape: Iterable[int]) -> Tensor:
     return gradient[0]
 
 
-def count_operations(bundle: Bundle, batches: Iterable[list[Array]]) -> dict[str, Operations]:
+def reached_outputs(x: Tensor, reach: Tensor) -> Tensor:
+    """Return the sum of the fan-outs of the non-zero elements of each input, float64 ``[n]``.
+
+    Args:
+        x: float, ``[n, C, ...]``.
+        reach: fan-outs, float64 ``[C, ...]``.
+    """
+    channels = len(reach)
+    planes = reach.reshape(channels, -1)
+    # Whole numbers up to 2 ** 24 are exact in float32, which is much faster.
+    dtype = torch.float32 if planes.sum(1).max() < 1 << 24 else torch.float64
+    active = (x != 0).to(dtype).reshape(len(x), channels, -1)
+    return torch.einsum("ncp,cp->nc", active, planes.to(dtype)).double().sum(1)
+
+
+def count_operations(bundle: Bundle, batches: Iterable[list[Array]]) -> dict[PartName, Counts]:
     """Run samples through a bundle's network for all T timesteps and count.
 
     Args:
@@ -103,21 +169,21 @@ def count_operations(bundle: Bundle, batches: Iterable[list[Array]]) -> dict[str
         batches: for every timestep of a batch, float32 ``[n, C, H, W]``, normalised.
 
     Returns:
-        By part: mean operations per timestep of one sample.
+        By part.
     """
     network = load_network(bundle)
-    parts = {name: make(network) for name, make in PARTS.items()}
-    # Head and whole share layers, so each counter listens only while its own part runs.
-    counters = {name: OperationCounter(part) for name, part in parts.items()}
-    steps = 0
+    # The stages before the split belong to two parts and are run once.
+    head, encoder = OperationCounter(network.backbone_head()), OperationCounter(network.encoder)
+    tail, rest = OperationCounter(network.cloud_tail()), OperationCounter(network.backbone_tail())
     for batch in batches:
-        frames = torch.from_numpy(np.stack(batch))
-        steps += len(frames) * frames.shape[1]
-        with torch.no_grad():
-            with counters["head"]:
-                code, _ = parts["head"](frames)
-            with counters["tail"]:
-                parts["tail"](code)
-            with counters["whole"]:
-                parts["whole"](frames)
-    return {name: counter.totals(steps) for name, counter in counters.items()}
+        for start in range(0, len(batch[0]), SAMPLES_AT_ONCE):
+            some = np.stack([frames[start : start + SAMPLES_AT_ONCE] for frames in batch])
+            features = head.run(torch.from_numpy(some))
+            tail.run(encoder.run(features))
+            rest.run(features)
+    shared = head.counts()
+    return {
+        "head": shared.plus(encoder.counts()),
+        "tail": tail.counts(),
+        "whole": shared.plus(rest.counts()),
+    }
