@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.errors import BundleError
-from shared.model.bundle import WEIGHTS, BudgetTest, Calibration, Manifest
+from shared.model.bundle import WEIGHTS, BudgetTest, Calibration, Manifest, Operations
 from training.curves import read_log
 from training.data.sets import IN_RANDOM_ORDER
 from training.evaluate import Evaluation
@@ -37,12 +37,12 @@ def card(
     """Return the card.
 
     Raises:
-        BundleError: the evaluation is of other weights than the manifest's.
+        BundleError: the evaluation is of other weights or alphas.
     """
-    if evaluation is not None and evaluation.weights_sha256 != manifest.files[WEIGHTS]:
+    if evaluation is not None and not evaluation.is_of(manifest, calibration):
         raise BundleError(
-            f"expected an evaluation of weights {manifest.files[WEIGHTS]}, "
-            f"got one of {evaluation.weights_sha256}"
+            f"expected an evaluation of weights {manifest.files[WEIGHTS]} under alphas "
+            f"{calibration.alpha}, got one of {evaluation.weights_sha256} under {evaluation.alpha}"
         )
     sections = [_head(manifest), _training(history), calibration_section(calibration)]
     if evaluation is not None:
@@ -58,8 +58,7 @@ def calibration_section(calibration: Calibration) -> str:
         for name, values in sorted(calibration.alpha.items())
     )
     operations = "\n".join(
-        f"| {part} | {n.mac:,.0f} | {n.ac:,.0f} | {n.neuron:,.0f} |"
-        for part, n in sorted(calibration.operations.items())
+        f"| {part} | {_operations(each)} |" for part, each in sorted(calibration.operations.items())
     )
     return f"""## Calibration
 
@@ -147,23 +146,38 @@ def _final_accuracy(epoch: dict[str, Any] | None) -> str:
 
 def _evaluation(evaluation: Evaluation) -> str:
     exits = evaluation.co_inference[evaluation.default_alpha]
+    full, alone = evaluation.edge_only_full, evaluation.edge_only_exit[evaluation.default_alpha]
+    packed_bytes = exits.payload_bytes_per_image_by_codec["raw"]
+    reduction = evaluation.float32_feature_bytes_per_image / max(1, exits.payload_bytes_per_image)
     return f"""## Test set
 
 {evaluation.images:,} samples of `{evaluation.data}`, through the engines, the exit rule and the
 codec that serve:
 
-- full T, network without the bottleneck: {100 * evaluation.accuracy_whole[-1]:.2f} %
+- full T, network without the bottleneck: {100 * full.accuracy:.2f} %
 - full T, compressed: {100 * evaluation.accuracy_compressed[-1]:.2f} %
 - early exit with `{evaluation.default_alpha}`, compressed: {100 * exits.accuracy:.2f} % in
   {exits.mean_timesteps:.2f} timesteps on average
   ({_percentages(exits.exit_distribution)} use 1, 2, ...)
 - payload with codec `{evaluation.codec}`, under that alpha:
   {exits.payload_bytes_per_timestep:.1f} bytes per timestep sent,
-  {exits.payload_bytes_per_image:.1f} per sample; bit-packed alone
-  {evaluation.packed_bytes_per_timestep} and {exits.packed_bytes_per_image:.1f}
+  {exits.payload_bytes_per_image:.1f} per sample, where float32 features over full T have
+  {reduction:,.0f} times as many; bit-packed alone {packed_bytes:.1f} per sample
 - {evaluation.code_bits_per_timestep} code bits per timestep before the codec, of which
-  {100 * evaluation.code_firing_rate:.2f} % are spikes
+  {100 * evaluation.firing_rates_compressed["code"]:.2f} % are spikes
+
+Effective operations on the edge, mean per sample:
+
+| run | multiply-accumulates | accumulates | membrane updates |
+|---|---|---|---|
+| co-inference, that alpha | {_operations(exits.edge_operations)} |
+| edge-only-exit, that alpha | {_operations(alone.edge_operations)} |
+| edge-only-full | {_operations(full.edge_operations)} |
 """
+
+
+def _operations(operations: Operations) -> str:
+    return f"{operations.mac:,.0f} | {operations.ac:,.0f} | {operations.neuron:,.0f}"
 
 
 def _percentages(shares: tuple[float, ...]) -> str:

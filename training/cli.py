@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from shared.errors import BundleError, ConfigError, NeucodexError
-from shared.model.bundle import MANIFEST, WEIGHTS, Bundle
+from shared.model.bundle import MANIFEST, Bundle
 from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
 from training.export import ExportOptions, export_run
@@ -24,7 +24,14 @@ from training.loss_budget import DELTA
 from training.progress import shown_on
 from training.recipe import RECIPE, Recipe, load_recipe
 from training.recipe_data import load_test, load_training
-from training.report import budget_table, draw_trade_off, trade_off_table
+from training.report import (
+    MARKDOWN,
+    PICTURE,
+    budget_table,
+    draw_trade_off,
+    trade_off_markdown,
+    trade_off_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +166,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("trade-off.png"),
-        help="picture to write (default: trade-off.png)",
+        default=Path("report"),
+        metavar="FOLDER",
+        help=f"gets {MARKDOWN}, {PICTURE} and the evaluations made (default: report)",
     )
     _add_recipe(parser)
     _add_data(parser, required=False)
@@ -286,10 +294,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     evaluations = [_evaluation_at(path, arguments) for path in arguments.paths]
-    for evaluation in evaluations:
-        Console().print(trade_off_table(evaluation))
-    draw_trade_off(evaluations, arguments.out)
-    log.info("drawn: %s", arguments.out)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    Console().print(trade_off_table(evaluations))
+    (out / MARKDOWN).write_text(trade_off_markdown(evaluations), encoding="utf-8")
+    draw_trade_off(evaluations, out / PICTURE)
+    log.info("written: %s, %s", out / MARKDOWN, out / PICTURE)
     return 0
 
 
@@ -297,14 +307,20 @@ def _evaluation_at(path: Path, arguments: argparse.Namespace) -> Evaluation:
     if path.is_file():
         return load_evaluation(path)
     found = find_bundle(path)
-    if found.evaluation is not None and found.evaluation.exists():
-        evaluation = load_evaluation(found.evaluation)
-        if evaluation.weights_sha256 == found.bundle.manifest.files[WEIGHTS]:
-            return evaluation
-        log.info("%s is of older weights", found.evaluation)
+    bundle = found.bundle
+    kept: Path = arguments.out / f"{bundle.manifest.name}-{bundle.digest[:8]}.json"
+    for file in filter(None, (found.evaluation, kept)):
+        if file.exists():
+            evaluation = load_evaluation(file)
+            if evaluation.is_of(bundle.manifest, bundle.calibration()):
+                return evaluation
+            log.info("%s is of another export", file)
     if arguments.data is None:
         raise ConfigError(f"expected an evaluation of {path}, or --data to make one, got neither")
-    return _evaluated(found, arguments)
+    evaluation = _evaluated(found, arguments)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(to_json(evaluation))
+    return evaluation
 
 
 def _evaluated(found: FoundBundle, arguments: argparse.Namespace) -> Evaluation:

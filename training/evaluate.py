@@ -1,13 +1,14 @@
 """Evaluate a bundle on a whole test set.
 
-Every figure comes from the engines, the exit rule and the codec that serve.
+Accuracy and bytes come from the engines, the exit rule and the codecs that serve; operations are
+counted on the same network in PyTorch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 from shared.codec.codecs import Codec, get_codec
 from shared.codec.packet import Checksum, SampleEncoder
 from shared.errors import ConfigError
-from shared.exit_rule import Confidence
-from shared.model.bundle import WEIGHTS, Bundle
+from shared.exit_rule import Confidence, expand_alpha
+from shared.model.bundle import WEIGHTS, Bundle, Calibration, Manifest, Operations, PartName
 from training.calibrate import (
+    BATCH,
     CODE_LAYER,
     Decisions,
     LabelledFrames,
+    Run,
+    batches,
     distribution,
     exit_accuracy,
     exit_timesteps,
@@ -29,29 +33,32 @@ from training.calibrate import (
     named_engine,
     run_engines,
 )
-from training.progress import SILENT, Progress
-
-Alphas = Mapping[str, tuple[float, ...]]
+from training.operations import Counts, count_operations
+from training.progress import SILENT, Progress, told
 
 
 class EarlyExit(msgspec.Struct, frozen=True, kw_only=True):
-    """A network under the exit rule."""
+    """A network under an exit rule, and what the device computes for it."""
 
     accuracy: float
     mean_timesteps: float
     exit_distribution: tuple[float, ...]
     """Share of samples that exit at t = 0..T-1."""
+    edge_operations: Operations
+    """Mean per sample, over the timesteps it uses."""
 
 
 class CoInference(EarlyExit, frozen=True, kw_only=True):
-    """Head, encoder, decoder and compressed tail under the exit rule, and what they send."""
+    """Head, encoder, decoder and compressed tail under an exit rule, and what they send."""
 
+    cloud_operations: Operations
+    """Mean per sample, over the timesteps it uses."""
     payload_bytes_per_image: float
-    """Code after the codec, over the timesteps sent."""
+    """Code after the bundle's codec, over the timesteps sent."""
     payload_bytes_per_timestep: float
     """Same, per timestep sent."""
-    packed_bytes_per_image: float
-    """The bits themselves, not coded further."""
+    payload_bytes_per_image_by_codec: dict[str, float]
+    """As ``payload_bytes_per_image``, with each codec the bundle has; ``raw`` is bit-packed."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,17 +82,31 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     co_inference: dict[str, CoInference]
     """By name of the alpha."""
     edge_only_exit: dict[str, EarlyExit]
-    """The network before the bottleneck was inserted under the same exit rule, by alpha."""
+    """The same network under the same alpha, all on the device: the same answers."""
+    edge_only_full: EarlyExit
+    """The network before the bottleneck was inserted, all T timesteps, on the device."""
+    whole_exit: dict[str, EarlyExit]
+    """That network under the exit rule, by alpha; temperature and alpha were not fitted to it."""
+    operations_by_timestep: dict[PartName, tuple[Operations, ...]]
+    """Mean over all samples at t = 0..T-1, by part: ``head`` (encoder included), ``tail``,
+    ``whole``."""
+    firing_rates_compressed: dict[str, float]
+    """Mean spikes per neuron and timestep over all T, by LIF layer; ``code`` is the code's."""
+    firing_rates_whole: dict[str, float]
+    """Same, of the network before the bottleneck was inserted."""
     codec: str
     """The bundle's own."""
+    payload_bits_by_timestep: dict[str, tuple[float, ...]]
+    """Mean code of timestep t = 0..T-1 over all samples, by codec: whole bytes as they are sent,
+    raw where coding does not win."""
     code_bits_per_timestep: int
-    packed_bytes_per_timestep: int
-    """Bit-packed and not coded further."""
-    payload_bytes_by_timestep: tuple[float, ...]
-    """Mean code of timestep t = 0..T-1 after the codec, raw where coding does not win, over all
-    samples."""
-    code_firing_rate: float
-    """Share of the code's bits that are spikes."""
+    float32_feature_bytes_per_image: int
+    """The features at the split point as float32, over all T timesteps."""
+
+    def is_of(self, manifest: Manifest, calibration: Calibration) -> bool:
+        """Say whether it was made with these weights and alphas; a bundle's card may differ."""
+        weights = manifest.files[WEIGHTS]
+        return (self.weights_sha256, self.alpha) == (weights, calibration.alpha)
 
 
 def load_evaluation(path: Path) -> Evaluation:
@@ -101,6 +122,16 @@ def load_evaluation(path: Path) -> Evaluation:
 def to_json(evaluation: Evaluation) -> bytes:
     """Return an evaluation as :func:`load_evaluation` reads it."""
     return msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n"
+
+
+class Ran(NamedTuple):
+    """What both networks did for every sample at every timestep."""
+
+    compressed: Run
+    whole: Run
+    counts: dict[PartName, Counts]
+    payload_bytes: dict[str, NDArray[np.int64]]
+    """By codec, ``[T, N]``."""
 
 
 def evaluate(
@@ -123,48 +154,73 @@ def evaluate(
     Raises:
         CodecError: the bundle has not the codec that it names.
     """
-    spec, calibration = bundle.spec, bundle.calibration()
-    kind, temperature = Confidence(calibration.confidence), calibration.temperature
-    head, tail, whole = (named_engine(bundle, part, threads) for part in ("head", "tail", "whole"))
-    preprocessing = bundle.manifest.preprocessing
-    codec = get_codec(bundle.manifest.codec, bundle.codecs)
-    sizes: list[NDArray[np.int64]] = []
-    compressed = run_engines(
-        [head, tail],
-        data.frames,
-        spec,
-        preprocessing,
-        progress=progress,
-        between=lambda codes: sizes.append(payload_sizes(codes, codec)),
+    spec, calibration, labels = bundle.spec, bundle.calibration(), data.labels
+    codec = get_codec(bundle.manifest.codec, bundle.codecs).name
+    ran = run_networks(bundle, data.frames, threads=threads, progress=progress)
+    compressed, whole = (
+        judge(run.logits, calibration.temperature, Confidence(calibration.confidence))
+        for run in (ran.compressed, ran.whole)
     )
-    uncompressed = run_engines([whole], data.frames, spec, preprocessing, progress=progress)
-    judged = judge(compressed.logits, temperature, kind)
-    judged_whole = judge(uncompressed.logits, temperature, kind)
-    payload_bytes = np.concatenate(sizes, axis=1)
-    packed_bytes = math.ceil(spec.code_bits / 8)
-    alphas = calibration.alpha
+    counts, rates, alphas = ran.counts, ran.compressed.firing_rates, calibration.alpha
+    all_parts = counts["head"].plus(counts["tail"])
+    never_early = expand_alpha(1.0, spec.timesteps)
     return Evaluation(
         name=bundle.manifest.name,
         digest=bundle.digest,
         weights_sha256=bundle.manifest.files[WEIGHTS],
         data=data_name,
-        images=len(data.labels),
-        accuracy_compressed=accuracy_by_timestep(judged, data.labels),
-        accuracy_whole=accuracy_by_timestep(judged_whole, data.labels),
+        images=len(labels),
+        accuracy_compressed=accuracy_by_timestep(compressed, labels),
+        accuracy_whole=accuracy_by_timestep(whole, labels),
         alpha=alphas,
         default_alpha=calibration.default_alpha,
         co_inference={
-            name: co_inference(judged, data.labels, alpha, payload_bytes, packed_bytes)
+            name: co_inference(compressed, labels, alpha, ran, codec)
             for name, alpha in alphas.items()
         },
         edge_only_exit={
-            name: early_exit(judged_whole, data.labels, alpha) for name, alpha in alphas.items()
+            name: early_exit(compressed, labels, alpha, all_parts) for name, alpha in alphas.items()
         },
-        codec=codec.name,
+        edge_only_full=early_exit(whole, labels, never_early, counts["whole"]),
+        whole_exit={
+            name: early_exit(whole, labels, alpha, counts["whole"])
+            for name, alpha in alphas.items()
+        },
+        operations_by_timestep={part: each.by_timestep() for part, each in counts.items()},
+        firing_rates_compressed=rates | {"code": rates[CODE_LAYER]},
+        firing_rates_whole=ran.whole.firing_rates,
+        codec=codec,
+        payload_bits_by_timestep={
+            name: tuple((8 * sizes.mean(1)).tolist()) for name, sizes in ran.payload_bytes.items()
+        },
         code_bits_per_timestep=spec.code_bits,
-        packed_bytes_per_timestep=packed_bytes,
-        payload_bytes_by_timestep=tuple(payload_bytes.mean(1).tolist()),
-        code_firing_rate=compressed.firing_rates[CODE_LAYER],
+        float32_feature_bytes_per_image=4 * math.prod(spec.feature_shape) * spec.timesteps,
+    )
+
+
+def run_networks(
+    bundle: Bundle, frames: NDArray[np.uint8], *, threads: int = 1, progress: Progress = SILENT
+) -> Ran:
+    """Run samples through both networks of a bundle for all T timesteps; see :func:`evaluate`."""
+    spec, preprocessing = bundle.spec, bundle.manifest.preprocessing
+    head, tail, whole = (named_engine(bundle, part, threads) for part in ("head", "tail", "whole"))
+    sizes: dict[str, list[NDArray[np.int64]]] = {name: [] for name in bundle.codecs}
+
+    def encode(codes: NDArray[np.uint8]) -> None:
+        for name, codec in bundle.codecs.items():
+            sizes[name].append(payload_sizes(codes, codec))
+
+    compressed = run_engines(
+        [head, tail], frames, spec, preprocessing, progress=progress, between=encode
+    )
+    uncompressed = run_engines([whole], frames, spec, preprocessing, progress=progress)
+    prepared = batches(frames, spec, preprocessing)
+    steps = math.ceil(len(frames) / BATCH)
+    return Ran(
+        compressed,
+        uncompressed,
+        count_operations(bundle, told(progress, "operations counted", prepared, steps)),
+        {name: np.concatenate(each, axis=1) for name, each in sizes.items()},
     )
 
 
@@ -192,14 +248,22 @@ def accuracy_by_timestep(decisions: Decisions, labels: NDArray[np.int64]) -> tup
 
 
 def early_exit(
-    decisions: Decisions, labels: NDArray[np.int64], alpha: tuple[float, ...]
+    decisions: Decisions, labels: NDArray[np.int64], alpha: tuple[float, ...], edge: Counts
 ) -> EarlyExit:
-    """Apply the exit rule to the decisions of every timestep."""
+    """Apply the exit rule to the decisions of every timestep.
+
+    Args:
+        decisions: of every timestep.
+        labels: int64, ``[N]``.
+        alpha: T - 1 numbers.
+        edge: what the device computes.
+    """
     exit_at = exit_timesteps(decisions, alpha)
     return EarlyExit(
         accuracy=exit_accuracy(decisions, labels, exit_at),
         mean_timesteps=float(exit_at.mean()) + 1,
         exit_distribution=distribution(exit_at, len(decisions.labels)),
+        edge_operations=edge.per_sample(used_until(exit_at, len(decisions.labels))),
     )
 
 
@@ -207,27 +271,33 @@ def co_inference(
     decisions: Decisions,
     labels: NDArray[np.int64],
     alpha: tuple[float, ...],
-    payload_bytes: NDArray[np.int64],
-    packed_bytes: int,
+    ran: Ran,
+    codec: str,
 ) -> CoInference:
-    """Apply the exit rule and add up what is sent until then.
+    """Apply the exit rule and add up what is computed and sent until then.
 
     Args:
         decisions: of every timestep.
         labels: int64, ``[N]``.
         alpha: T - 1 numbers.
-        payload_bytes: int64, ``[T, N]``.
-        packed_bytes: of one timestep.
+        ran: what computing and sending every timestep takes.
+        codec: the bundle's own.
     """
-    exits = early_exit(decisions, labels, alpha)
-    exit_at = exit_timesteps(decisions, alpha)
-    sent = np.arange(len(payload_bytes))[:, None] <= exit_at
-    per_image = float(payload_bytes[sent].sum()) / len(labels)
+    exits = early_exit(decisions, labels, alpha, ran.counts["head"])
+    used = used_until(exit_timesteps(decisions, alpha), len(decisions.labels))
+    by_codec = {
+        name: float(sizes[used].sum()) / len(labels) for name, sizes in ran.payload_bytes.items()
+    }
     return CoInference(
-        accuracy=exits.accuracy,
-        mean_timesteps=exits.mean_timesteps,
-        exit_distribution=exits.exit_distribution,
-        payload_bytes_per_image=per_image,
-        payload_bytes_per_timestep=per_image / exits.mean_timesteps,
-        packed_bytes_per_image=packed_bytes * exits.mean_timesteps,
+        **msgspec.structs.asdict(exits),
+        cloud_operations=ran.counts["tail"].per_sample(used),
+        payload_bytes_per_image=by_codec[codec],
+        payload_bytes_per_timestep=by_codec[codec] / exits.mean_timesteps,
+        payload_bytes_per_image_by_codec=by_codec,
     )
+
+
+def used_until(exit_at: NDArray[np.int64], timesteps: int) -> NDArray[np.bool_]:
+    """Return which timesteps of each sample are used, ``[T, N]``, if it exits at ``exit_at``."""
+    used: NDArray[np.bool_] = np.arange(timesteps)[:, None] <= exit_at
+    return used

@@ -43,6 +43,11 @@ class Counts(NamedTuple):
         """Return the operations of two parts that both ran on the same samples."""
         return Counts(self.mac + other.mac, self.ac + other.ac, self.neuron + other.neuron)
 
+    def by_timestep(self) -> tuple[Operations, ...]:
+        """Return the mean over samples at t = 0..T-1."""
+        means = zip(self.mac.mean(1).tolist(), self.ac.mean(1).tolist(), strict=True)
+        return tuple(Operations(mac=mac, ac=ac, neuron=float(self.neuron)) for mac, ac in means)
+
     def per_timestep(self) -> Operations:
         """Return the mean of one timestep of one sample."""
         return Operations(

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from training.evaluate import Evaluation
 from training.loss_budget import BudgetAlpha
+
+FIXED_REDUCTION = 2048
+"""The paper's: float32 features over all T timesteps, over the bytes sent."""
+PICTURE, MARKDOWN = "trade-off.png", "trade-off.md"
+HEADINGS = ("run", "accuracy %", "points lost", "timesteps", "payload bytes", "times less")
+CAPTION = f"""\
+Means per sample. Points are lost against edge-only-full, the network before the bottleneck was
+inserted, over all T timesteps. * is the default alpha, edge-only-exit its network and exits on the
+edge alone. The payload is so many times less than the features at the split as float32, over all T
+timesteps; {FIXED_REDUCTION}x is a code of that fixed size, + is on a run that sends no more."""
 
 
 class Point(NamedTuple):
@@ -24,17 +36,15 @@ class Point(NamedTuple):
     """Mean per sample."""
     payload_bytes: float
     """Mean per sample, after the codec."""
-    packed_bytes: float
-    """Mean per sample, the code's bits themselves."""
 
 
 def fixed_points(evaluation: Evaluation) -> list[Point]:
     """Return co-inference without early exit, stopped after each timestep."""
-    payload_bytes = accumulate(evaluation.payload_bytes_by_timestep)
+    sent_bits = accumulate(evaluation.payload_bits_by_timestep[evaluation.codec])
     return [
-        Point(f"t = {steps}", accuracy, steps, sent, steps * evaluation.packed_bytes_per_timestep)
-        for steps, (accuracy, sent) in enumerate(
-            zip(evaluation.accuracy_compressed, payload_bytes, strict=True), start=1
+        Point(f"t = {steps}", accuracy, steps, bits / 8)
+        for steps, (accuracy, bits) in enumerate(
+            zip(evaluation.accuracy_compressed, sent_bits, strict=True), start=1
         )
     ]
 
@@ -42,66 +52,85 @@ def fixed_points(evaluation: Evaluation) -> list[Point]:
 def exit_points(evaluation: Evaluation) -> list[Point]:
     """Return co-inference under each of the bundle's alphas, fewest timesteps first."""
     points = [
-        Point(
-            name,
-            exits.accuracy,
-            exits.mean_timesteps,
-            exits.payload_bytes_per_image,
-            exits.packed_bytes_per_image,
-        )
+        Point(name, exits.accuracy, exits.mean_timesteps, exits.payload_bytes_per_image)
         for name, exits in evaluation.co_inference.items()
     ]
     return sorted(points, key=lambda point: point.timesteps)
 
 
-def trade_off_table(evaluation: Evaluation) -> Table:
-    """Return every point of a bundle, beside its network without the bottleneck."""
-    samples = f"{evaluation.images:,} samples, means per sample"
-    title = f"{evaluation.name}, {evaluation.data}, {samples}"
-    table = Table(title=title, caption="* the default")
-    table.add_column("run", no_wrap=True)
-    for heading in ("accuracy\n%", "points\nlost", "timesteps", "payload\nbytes", "packed\nbytes"):
-        table.add_column(heading, justify="right")
-    full = evaluation.accuracy_whole[-1]
-    default = evaluation.default_alpha
-    edge_only = evaluation.edge_only_exit[default]
-    table.add_row("edge-only-full", *_of(full, full, len(evaluation.accuracy_whole)))
-    table.add_row("edge-only-exit", *_of(edge_only.accuracy, full, edge_only.mean_timesteps))
-    table.add_section()
+def fixed_reduction_bytes(evaluation: Evaluation) -> float:
+    """Return what a code of the fixed geometry sends for a sample."""
+    return evaluation.float32_feature_bytes_per_image / FIXED_REDUCTION
+
+
+def trade_off_rows(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of every run of a bundle, in the order of :data:`HEADINGS`."""
+    full, default = evaluation.edge_only_full, evaluation.default_alpha
+
+    def figures(accuracy: float, timesteps: float) -> tuple[str, str, str]:
+        lost = 100 * (full.accuracy - accuracy)
+        return f"{100 * accuracy:.2f}", f"{lost:.2f}", f"{timesteps:.2f}"
+
+    alone = evaluation.edge_only_exit[default]
+    yield "edge-only-full", *figures(full.accuracy, full.mean_timesteps), "", ""
+    yield "edge-only-exit", *figures(alone.accuracy, alone.mean_timesteps), "", ""
     for point in fixed_points(evaluation) + exit_points(evaluation):
         name = f"{point.name} *" if point.name == default else point.name
-        sent = f"{point.payload_bytes:.1f}", f"{point.packed_bytes:.1f}"
-        table.add_row(name, *_of(point.accuracy, full, point.timesteps), *sent)
+        yield name, *figures(point.accuracy, point.timesteps), *_sent(point, evaluation)
+    fixed = f"{fixed_reduction_bytes(evaluation):.1f}"
+    yield f"{FIXED_REDUCTION}x", "", "", "", fixed, f"{FIXED_REDUCTION:,}"
+
+
+def _sent(point: Point, evaluation: Evaluation) -> tuple[str, str]:
+    """Return the cells of what a run sends; a code may be of no bytes at all."""
+    reference, sent = evaluation.float32_feature_bytes_per_image, point.payload_bytes
+    mark = " +" if sent <= fixed_reduction_bytes(evaluation) else ""
+    return f"{sent:.1f}", f"{reference / sent:,.0f}{mark}" if sent else mark
+
+
+def trade_off_table(evaluations: Iterable[Evaluation]) -> Table:
+    """Return every run of every bundle."""
+    caption = CAPTION.replace("\n", " ")
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
+    rows = [(_title(evaluation), [*trade_off_rows(evaluation)]) for evaluation in evaluations]
+    # The titles may be folded, the names of the runs may not.
+    width = max(len(name) for _, runs in rows for name, *_ in runs)
+    table.add_column(HEADINGS[0], min_width=width, max_width=width)
+    for heading in HEADINGS[1:]:
+        table.add_column(heading.replace(" ", "\n"), justify="right")
+    for title, runs in rows:
+        table.add_row(title, style="bold")
+        for run in runs:
+            table.add_row(*run)
+        table.add_section()
     return table
 
 
-def _of(accuracy: float, full: float, timesteps: float) -> tuple[str, str, str]:
-    return f"{100 * accuracy:.2f}", f"{100 * (full - accuracy):.2f}", f"{timesteps:.2f}"
+def trade_off_markdown(evaluations: Iterable[Evaluation]) -> str:
+    """Return the same table for a document."""
+    rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1))]
+    for evaluation in evaluations:
+        rows += [(f"**{_title(evaluation)}**", *[""] * (len(HEADINGS) - 1))]
+        rows += trade_off_rows(evaluation)
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", CAPTION, ""])
+
+
+def _title(evaluation: Evaluation) -> str:
+    return f"{evaluation.name}, {evaluation.data}, {evaluation.images:,} samples"
 
 
 def draw_trade_off(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Draw accuracy over payload bytes and over timesteps, a colour for each bundle.
 
-    Crosses stop after a fixed timestep, dots by the exit rule; the dashed line is the network
-    without the bottleneck after all T timesteps.
+    Crosses stop after a fixed timestep, dots by the exit rule. The dashed line is the network
+    without the bottleneck after all T timesteps, the dotted one the fixed geometry's bytes.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     by_bytes, by_timesteps = figure.subplots(1, 2, sharey=True)
     for index, evaluation in enumerate(evaluations):
-        colour, bundle = f"C{index}", f"{evaluation.name}, {evaluation.data}"
-        lines = (
-            (fixed_points(evaluation), "x:", f"{bundle}, fixed"),
-            (exit_points(evaluation), "o-", f"{bundle}, exit rule"),
-        )
-        for points, style, label in lines:
-            accuracies = [100 * point.accuracy for point in points]
-            payload_bytes = [point.payload_bytes for point in points]
-            timesteps = [point.timesteps for point in points]
-            by_bytes.plot(payload_bytes, accuracies, style, color=colour)
-            by_timesteps.plot(timesteps, accuracies, style, color=colour, label=label)
-        for axes in (by_bytes, by_timesteps):
-            axes.axhline(100 * evaluation.accuracy_whole[-1], color=colour, linestyle="--")
+        _draw_runs(by_bytes, by_timesteps, evaluation, f"C{index}")
+    by_bytes.set_xlim(left=0)
     by_bytes.set_xlabel("payload bytes per sample")
     by_bytes.set_ylabel("accuracy, %")
     by_timesteps.set_xlabel("timesteps per sample")
@@ -109,6 +138,22 @@ def draw_trade_off(evaluations: Sequence[Evaluation], path: Path) -> None:
     for axes in (by_bytes, by_timesteps):
         axes.grid(alpha=0.3)
     figure.savefig(path, format="png")
+
+
+def _draw_runs(by_bytes: Axes, by_timesteps: Axes, evaluation: Evaluation, colour: str) -> None:
+    title = f"{evaluation.name}, {evaluation.data}"
+    for points, style, kind in (
+        (fixed_points(evaluation), "x:", "fixed"),
+        (exit_points(evaluation), "o-", "exit rule"),
+    ):
+        accuracies = [100 * point.accuracy for point in points]
+        payload_bytes = [point.payload_bytes for point in points]
+        timesteps = [point.timesteps for point in points]
+        by_bytes.plot(payload_bytes, accuracies, style, color=colour)
+        by_timesteps.plot(timesteps, accuracies, style, color=colour, label=f"{title}, {kind}")
+    by_bytes.axvline(fixed_reduction_bytes(evaluation), color=colour, linestyle=":")
+    for axes in (by_bytes, by_timesteps):
+        axes.axhline(100 * evaluation.edge_only_full.accuracy, color=colour, linestyle="--")
 
 
 def budget_table(alphas: Iterable[BudgetAlpha], images: int) -> Table:

@@ -119,7 +119,9 @@ def test_calibration_and_evaluation_agree_on_the_same_samples(tiny_bundle: Bundl
 
     assert calibration.default_alpha == "loss_budget_0.5_points"
     assert (calibration.fitting_images, calibration.images, evaluation.images) == (8, 32, 40)
-    assert evaluation.code_firing_rate == pytest.approx(calibration.firing_rates["code"], rel=0.2)
+    assert evaluation.firing_rates_compressed["code"] == pytest.approx(
+        calibration.firing_rates["code"], rel=0.2
+    )
     assert evaluation.code_bits_per_timestep == 256
     assert len(evaluation.accuracy_whole) == len(evaluation.accuracy_compressed) == 4
     assert evaluation.digest == tiny_bundle.digest

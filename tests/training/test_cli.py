@@ -103,17 +103,21 @@ def test_alphas_for_any_budget(
 def test_runs_evaluations_and_bundles_are_compared(
     run: Path, cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, alone = tmp_path / "picture.png", tmp_path / "alone"
+    out, alone = tmp_path / "report", tmp_path / "alone"
     shutil.copytree(run / "bundle", alone)
     recipe = ("--recipe", run / "recipe.toml")
 
     paths = (run, run / "evaluation.json", alone)
     assert command("report", *paths, "--data", cifar10, *recipe, "--out", out) == 0
 
-    assert out.read_bytes().startswith(PNG)
-    printed = capsys.readouterr().out
-    assert printed.count("edge-only-full") == 3
-    assert command("report", alone, "--out", out) == 2
+    assert (out / "trade-off.png").read_bytes().startswith(PNG)
+    assert (out / "trade-off.md").read_text().count("| edge-only-full |") == 3
+    assert capsys.readouterr().out.count("edge-only-full  ") == 3
+    # What was evaluated is kept, so that the next report needs no data.
+    (kept,) = out.glob("*.json")
+    assert load_evaluation(kept) == load_evaluation(run / "evaluation.json")
+    assert command("report", alone, "--out", out) == 0
+    assert command("report", alone, "--out", tmp_path / "elsewhere") == 2
     assert "expected an evaluation of" in capsys.readouterr().err
 
 
@@ -126,7 +130,7 @@ def test_an_evaluation_of_older_weights_is_not_believed(
     weights = load_evaluation(run / "evaluation.json").weights_sha256
     (tmp_path / "evaluation.json").write_text(content.replace(weights, "0" * 64))
 
-    assert command("report", tmp_path, "--out", tmp_path / "picture.png") == 2
+    assert command("report", tmp_path, "--out", tmp_path / "report") == 2
     assert "expected an evaluation of" in capsys.readouterr().err
 
 
@@ -137,7 +141,7 @@ def test_a_run_on_events_is_resumed_evaluated_and_reported(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, out = tmp_path / "run", tmp_path / "picture.png"
+    run, out = tmp_path / "run", tmp_path / "report"
     run.mkdir()
     data = load_training(events_recipe, cifar10, run / "cache")
     run_recipe(events_recipe, data, run, FitOptions(compile_loss=False))
@@ -150,7 +154,7 @@ def test_a_run_on_events_is_resumed_evaluated_and_reported(
 
     assert (run / "log.jsonl").read_text() == log
     assert '"data": "cifar10-sim"' in evaluated
-    assert "tiny-events, cifar10-sim, 8" in capsys.readouterr().out
+    assert "**tiny-events, cifar10-sim, 8 samples**" in (out / "trade-off.md").read_text()
     # Training and test frames are simulated once each and kept.
     assert len(list((run / "cache").iterdir())) == 2
     bundle = Bundle(run / "bundle")
