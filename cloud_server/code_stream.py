@@ -32,6 +32,8 @@ class CodeStream(Stream):
         self._checksum = open_.checksum
         self._code_shape = part.bundle.spec.code_shape
         self._decoders: dict[int, SampleDecoder] = {}
+        self._payloads: dict[int, list[int]] = {}
+        """Code bytes of every packet of the samples under way."""
         self._arrived_seconds = 0.0
 
     def receive(self, message: EdgeMessage, arrived_seconds: float) -> None:
@@ -65,8 +67,13 @@ class CodeStream(Stream):
             super().carry_out(action)
             if isinstance(action, Begin):
                 self._decoders[action.sample] = self._decoder(action.settings)
+                self._payloads[action.sample] = []
             elif isinstance(action, Release):
                 del self._decoders[action.sample]
+                payloads = self._payloads.pop(action.sample)
+                if action.unused_packets:
+                    # The scheduler has counted the timesteps that were waiting for it.
+                    self.part.metrics.wasted(0, sum(payloads[-action.unused_packets :]))
 
     def _decoder(self, settings: Settings) -> SampleDecoder:
         codec = get_codec(settings.codec, self.part.bundle.codecs)
@@ -84,7 +91,9 @@ class CodeStream(Stream):
             return
         metrics = self.part.metrics
         metrics.decoded(time.perf_counter() - began)
-        metrics.payload(payload_bytes(len(packet), len(frames), self._checksum))
+        size_bytes = payload_bytes(len(packet), len(frames), self._checksum)
+        metrics.payload(size_bytes)
+        self._payloads[number].append(size_bytes)
         self._live[number].feed(frames[:, None], self._arrived_seconds)
 
 

@@ -54,6 +54,8 @@ class Release(msgspec.Struct, frozen=True):
 
     sample: int
     ending: Ending
+    unused_packets: int = 0
+    """The last so many of its packets began after the timestep on which it exited."""
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -268,7 +270,8 @@ class CloudSession:
         if exits(verdict.confidence, timestep, sample.settings.alpha):
             last = timestep == self._timesteps - 1
             ending = Ending.MAX_TIMESTEPS if last else Ending.EXIT
-            return [*self._release(number, ending), Send(verdict), *self._after()]
+            unused = len(sample.ends) - 1
+            return [*self._release(number, ending, unused), Send(verdict), *self._after()]
         if timestep < sample.ends[0]:
             return []
         sample.ends.popleft()
@@ -306,9 +309,9 @@ class CloudSession:
         """The stream is gone: release everything."""
         return [action for number in self.live for action in self._release(number, ending)]
 
-    def _release(self, number: int, ending: Ending) -> list[Action]:
+    def _release(self, number: int, ending: Ending, unused_packets: int = 0) -> list[Action]:
         del self._live[number]
-        return [Release(number, ending)]
+        return [Release(number, ending, unused_packets)]
 
     def _after(self) -> list[Action]:
         return self._end() if self._draining and not self._live else []

@@ -425,7 +425,7 @@ EDGE_FAMILIES: Mapping[str, Family] = {
         {**_MODEL, "baseline": Baseline},
     ),
     "edge_wasted_bytes_total": Family(
-        Counter, "Payload of timesteps sent but answered after their sample's end.", _MODEL
+        Counter, "Payload of packets that began after the timestep of the answer.", _MODEL
     ),
     "edge_spikes_total": Family(Counter, "Spikes counted.", {**_MODEL, "site": Site}),
     "edge_neuron_updates_total": Family(
@@ -521,10 +521,10 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     ),
     "cloud_timesteps_total": Family(Counter, "Timesteps computed by the engine.", _MODEL),
     "cloud_wasted_timesteps_total": Family(
-        Counter, "Timesteps received for samples that had already ended.", _MODEL
+        Counter, "Timesteps received and not needed: their sample ended without them.", _MODEL
     ),
     "cloud_wasted_bytes_total": Family(
-        Counter, "Payload of packets received for samples that had already ended.", _MODEL
+        Counter, "Payload of packets of which no timestep was needed.", _MODEL
     ),
     "cloud_check_failures_total": Family(
         Counter, "Packets whose check differed from that of their decoded bits.", _MODEL

@@ -158,6 +158,8 @@ async def test_exit_mode_with_early_exit_wastes_what_was_sent_after_it(
         figures = await asyncio.to_thread(scrape, server)
     assert figures["neucodex_cloud_timesteps_total"] == 1
     assert figures["neucodex_cloud_wasted_timesteps_total"] == TIMESTEPS - 1
+    code_bytes = client.bundle.spec.code_bits // 8
+    assert figures["neucodex_cloud_wasted_bytes_total"] == (TIMESTEPS - 1) * code_bytes
 
 
 @pytest.mark.parametrize("window", [2, 3, 4])
