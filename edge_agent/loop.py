@@ -281,7 +281,7 @@ class EdgeLoop(Generic[F]):
     def _open_request(self) -> Open:
         return Open(
             model_digest=self._digest,
-            settings=self._session.settings,
+            settings=self._session.open(),
             checksum=self._options.checksum,
             samples_in_flight=self._options.samples_in_flight,
         )

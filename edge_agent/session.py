@@ -131,7 +131,7 @@ class EdgeSession:
 
     def __init__(self, timesteps: int, settings: Settings) -> None:
         self._timesteps = timesteps
-        self._settings = settings
+        self._settings = self._told = settings
         self._samples: dict[int, _Sample] = {}
         self._numbers: dict[int, int] = {}
         """Number to ticket, for samples live on the present stream."""
@@ -154,7 +154,7 @@ class EdgeSession:
 
     @property
     def settings(self) -> Settings:
-        """What the next sample will begin with (and what Open should say)."""
+        """What the next sample will begin with."""
         return self._settings
 
     def submit(self, ticket: int) -> list[Action]:
@@ -167,15 +167,20 @@ class EdgeSession:
     def configure(self, settings: Settings) -> list[Action]:
         """Use other settings (resolved for T) for the samples not yet begun."""
         self._settings = settings
-        return [SendSettings(settings), *self._go_on()] if self.connected else []
+        return self._tell_settings() + self._go_on() if self.connected else []
+
+    def open(self) -> Settings:
+        """Return what the Open of a new stream is to say."""
+        self._told = self._settings
+        return self._told
 
     def opened(self, opened: Opened) -> list[Action]:
-        """A stream is open, with :attr:`settings` as its first settings."""
+        """A stream is open with what :meth:`open` returned; settings changed since then follow."""
         self._in_flight_limit = opened.samples_in_flight
         self._next = 0
         self._draining = False
         self._check_failures = 0
-        return self._go_on()
+        return self._tell_settings() + self._go_on()
 
     def computed(self, ticket: int) -> list[Action]:
         """The head's timestep asked for with Compute is there (or was dropped)."""
@@ -268,6 +273,12 @@ class EdgeSession:
         cancel: list[Action] = [] if sample.number is None else [SendCancel(sample.number)]
         self._remove(ticket)
         return [*cancel, *self._go_on()]
+
+    def _tell_settings(self) -> list[Action]:
+        if self._told == self._settings:
+            return []
+        self._told = self._settings
+        return [SendSettings(self._settings)]
 
     def _find(self, number: int) -> tuple[int, _Sample] | None:
         if number >= self._next:

@@ -59,6 +59,8 @@ class World:
     computed: dict[int, int] = field(default_factory=dict)
     waits: list[int] = field(default_factory=list)
     connecting: bool = True
+    opening: Settings | None = None
+    """What the Open under way says."""
     slots_held: int = 0
     refuse_next: bool = False
     """The next sample finds no slot."""
@@ -93,7 +95,7 @@ def moves(world: World) -> list[tuple[Any, ...]]:
     if world.computing is not None:
         possible.append(("compute",))
     if world.connecting:
-        possible.append(("connect",))
+        possible.append(("open",) if world.opening is None else ("connect",))
     if world.up and world.cloud is not None:
         possible.append(("up",))
     if world.down:
@@ -102,6 +104,8 @@ def moves(world: World) -> list[tuple[Any, ...]]:
     possible += [("retry", ticket) for ticket in world.waits]
     if world.disturbance == "abandon":
         possible += [("abandon", ticket) for ticket in world.edge.tickets]
+    elif world.disturbance == "configure":
+        possible.append(("configure",))
     elif world.disturbance in ("cut", "drain") and world.cloud is not None:
         possible.append((world.disturbance,))
     elif world.disturbance in FAILURES and world.cloud is not None:
@@ -127,10 +131,12 @@ def apply(world: World, move: tuple[Any, ...]) -> None:
         world.computed[ticket] = timestep + 1
         world.computing = None
         edge_acts(world, world.edge.computed(ticket))
+    elif kind == "open":
+        world.opening = world.edge.open()
     elif kind == "connect":
-        world.connecting = False
-        settings = world.edge.settings
-        world.cloud = cloud.CloudSession(world.timesteps, world.opened, settings)
+        assert world.opening is not None
+        world.cloud = cloud.CloudSession(world.timesteps, world.opened, world.opening)
+        world.connecting, world.opening = False, None
         edge_acts(world, world.edge.opened(world.opened))
     elif kind == "up":
         cloud_receives(world, world.up.pop(0))
@@ -147,8 +153,10 @@ def apply(world: World, move: tuple[Any, ...]) -> None:
 
 
 def disturb(world: World, move: tuple[Any, ...]) -> None:
-    assert world.cloud is not None or move[0] == "abandon"
-    if move[0] == "abandon":
+    assert world.cloud is not None or move[0] in ("abandon", "configure")
+    if move[0] == "configure":
+        edge_acts(world, world.edge.configure(others(world.edge.settings, world.timesteps)))
+    elif move[0] == "abandon":
         world.outcomes.append((move[1], "abandoned", -1))
         edge_acts(world, world.edge.abandon(move[1]))
     elif move[0] == "cut":
@@ -161,6 +169,14 @@ def disturb(world: World, move: tuple[Any, ...]) -> None:
         cloud_acts(world, world.cloud.failed(move[1], move[2], "disturbed"))
     elif move[0] == "no_slot":
         world.refuse_next = True
+
+
+def others(settings: Settings, timesteps: int) -> Settings:
+    """Return settings with another reply mode, window and packet size."""
+    if settings.reply_mode is ReplyMode.EXIT:
+        return replace(settings, reply_mode=ReplyMode.STEP, window=1, steps_per_packet=1)
+    steps = 1 if settings.steps_per_packet > 1 else timesteps
+    return replace(settings, reply_mode=ReplyMode.EXIT, window=1, steps_per_packet=steps)
 
 
 def lose(world: World) -> None:
@@ -186,7 +202,7 @@ def edge_acts(world: World, actions: list[edge.Action]) -> None:
         elif isinstance(action, edge.SendPacket):
             assert action.timestep + action.steps <= world.computed[action.ticket]
             world.up += split(action) if world.split else [action]
-        elif isinstance(action, edge.SendCancel):
+        elif isinstance(action, edge.SendCancel | edge.SendSettings):
             world.up.append(action)
         elif isinstance(action, edge.Answer):
             world.outcomes.append((action.ticket, "answer", action.verdict.timestep))
@@ -218,6 +234,9 @@ def cloud_receives(world: World, message: Any) -> None:
     assert world.cloud is not None
     if isinstance(message, edge.SendCancel):
         cloud_acts(world, world.cloud.cancel(message.number))
+        return
+    if isinstance(message, edge.SendSettings):
+        cloud_acts(world, world.cloud.settings(message.settings))
         return
     if message.timestep == 0:
         world.tickets[message.number] = message.ticket
@@ -315,10 +334,10 @@ def explore(start: World) -> int:
 
 
 def is_disturbance(move: tuple[Any, ...]) -> bool:
-    return move[0] in ("abandon", "cut", "drain", "fail", "no_slot")
+    return move[0] in ("abandon", "configure", "cut", "drain", "fail", "no_slot")
 
 
-DISTURBANCES = (None, "split", "abandon", "cut", "drain", *SampleCode.__members__)
+DISTURBANCES = (None, "split", "abandon", "configure", "cut", "drain", *SampleCode.__members__)
 
 
 def settings_of(timesteps: int) -> list[Settings]:
