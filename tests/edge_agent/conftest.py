@@ -70,21 +70,31 @@ class Metered:
 
 
 class Relay:
-    """A TCP relay whose target can change, and whose connections can be cut or held up."""
+    """A TCP relay whose target can change, and whose connections can be cut, held up or slow.
+
+    Attributes:
+        delay_seconds: how much later than it came everything goes on, in both directions.
+    """
 
     def __init__(self, target: str) -> None:
         self.target = target
+        self.delay_seconds = 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def hold(self) -> None:
         """Deliver nothing that comes from the target from now on."""
         self._flowing.clear()
+
+    def let_go(self) -> None:
+        """Deliver again, what was held up first."""
+        self._flowing.set()
 
     def cut(self) -> None:
         """Cut every connection; new ones are possible."""
@@ -93,36 +103,56 @@ class Relay:
 
     async def close(self) -> None:
         self.cut()
-        self._flowing.set()
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self.target.split(":")
-        with contextlib.suppress(OSError):
+        ends = {writer}
+        try:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
-            ends = {writer, there_writer}
+            ends.add(there_writer)
             self._writers |= ends
-            try:
-                await asyncio.gather(
-                    self._pump(reader, there_writer, held=False),
-                    self._pump(there_reader, writer, held=True),
-                )
-            finally:
-                self._writers -= ends
-                for end in ends:
-                    end.transport.abort()
-            return
-        writer.transport.abort()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, there_writer, held=False))
+                group.create_task(self._pump(there_reader, writer, held=True))
+        except* OSError:
+            pass
+        finally:
+            self._writers -= ends
+            for end in ends:
+                end.transport.abort()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool
     ) -> None:
-        while data := await reader.read(1 << 16):
-            if held:
-                await self._flowing.wait()
-            writer.write(data)
-            await writer.drain()
-        writer.transport.abort()
+        now = asyncio.get_running_loop().time
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def deliver() -> None:
+            while True:
+                due, data = await under_way.get()
+                await asyncio.sleep(due - now())
+                if held:
+                    await self._flowing.wait()
+                writer.write(data)
+                if not data:
+                    writer.transport.abort()
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(deliver())
+            data = b"any"
+            while data:
+                data = await reader.read(1 << 16)
+                under_way.put_nowait((now() + self.delay_seconds, data))
 
 
 Clouds = Callable[..., contextlib.AbstractAsyncContextManager[CloudServer]]
@@ -147,13 +177,14 @@ def clouds(tiny_bundle: Bundle) -> Clouds:
 
 @pytest.fixture
 def edge_config(tiny_bundle: Bundle) -> Callable[..., EdgeConfig]:
-    """Make configurations that are patient with slow machines; keywords override."""
+    """Make configurations, patient with slow machines and in lock-step; keywords override."""
 
     def make(**values: Any) -> EdgeConfig:
         settings: dict[str, Any] = {
             "bundle": str(tiny_bundle.path),
             "metrics": "",
             "alpha": FULL,
+            "window": 1,
             "deadline_seconds": PATIENCE_SECONDS,
             "reconnect_min_seconds": 0.01,
             "reconnect_max_seconds": 0.05,
