@@ -7,23 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
-
-import grpc
-import grpc.aio
 
 from edge_agent.alpha import choose_alpha
 from edge_agent.config import EdgeConfig
+from edge_agent.describe import describing
 from protos import co_inference_pb2 as pb
-from shared import rpc
 from shared.codec import native
-from shared.errors import BundleError, ConfigError
+from shared.errors import BundleError, ConfigError, LinkLostError
 from shared.messages import PROTOCOL_VERSION
 from shared.model.bundle import Bundle, Calibration
 
-DESCRIBE = "/neucodex.v1.CoInference/Describe"
-DESCRIBE_SECONDS = 5.0
 RTT_CALLS = 11
 """Odd, so that the median is one of them."""
 POWER_CHIPS = ("ina3221", "ina238", "ina226", "ina219")
@@ -104,30 +98,18 @@ def _parts(config: EdgeConfig) -> Iterator[Any]:
 
 
 async def _check_cloud(config: EdgeConfig, bundle: Bundle | None) -> list[Check]:
-    async with rpc.channel(config.cloud) as channel:
-        describe: Any = channel.unary_unary(
-            DESCRIBE,
-            request_serializer=pb.DescribeRequest.SerializeToString,
-            response_deserializer=pb.DescribeReply.FromString,
-        )
+    async with describing(config.cloud) as describe:
         try:
-            reply = await describe(pb.DescribeRequest(), timeout=DESCRIBE_SECONDS)
-            seconds = [await _round_trip(describe) for _ in range(RTT_CALLS)]
-        except grpc.aio.AioRpcError as error:
-            found = f"{config.cloud}: {error.code().name}: {error.details()}"
-            return [Check("cloud", False, found)]
+            reply = await describe.reply()
+            seconds = [await describe.round_trip() for _ in range(RTT_CALLS)]
+        except LinkLostError as error:
+            return [Check("cloud", False, str(error))]
     return [
         Check("cloud", True, f"{config.cloud}, version {reply.server_version}"),
         _check_version(reply),
         _check_digest(reply, bundle),
         Check("rtt", True, f"{median(seconds) * 1000:.2f} ms, median of {RTT_CALLS} calls"),
     ]
-
-
-async def _round_trip(describe: Any) -> float:
-    began = perf_counter()
-    await describe(pb.DescribeRequest(), timeout=DESCRIBE_SECONDS)
-    return perf_counter() - began
 
 
 def _check_version(reply: pb.DescribeReply) -> Check:
