@@ -160,6 +160,8 @@ class FallbackReason(StrEnum):
     VERSION_MISMATCH = "version_mismatch"
     OVERLOAD = "overload"
     ERROR = "error"
+    POLICY = "policy"
+    """Nothing went wrong: the policy expects it to be the better way."""
 
 
 class RetryReason(StrEnum):
@@ -189,6 +191,25 @@ class ConnectionState(StrEnum):
     READY = "ready"
     TRANSIENT_FAILURE = "transient_failure"
     SHUTDOWN = "shutdown"
+
+
+class Mode(StrEnum):
+    """How samples are run: the reply mode, or no link at all."""
+
+    STEP = "step"
+    EXIT = "exit"
+    LOCAL = "local"
+
+
+class Estimate(StrEnum):
+    """What the policy reckons with, per timestep; as in :mod:`edge_agent.observer`."""
+
+    HEAD = "head"
+    """Head, encoder and codec."""
+    SERVICE = "service"
+    TRANSPORT = "transport"
+    """Round trip of a packet and its verdict, less service."""
+    TAIL_LOCAL = "tail_local"
 
 
 class RejectReason(StrEnum):
@@ -486,6 +507,23 @@ EDGE_FAMILIES: Mapping[str, Family] = {
     "edge_connection_state": Family(
         Gauge, "1 for the present state of the link to the cloud.", {"state": ConnectionState}
     ),
+    "edge_estimate_seconds": Family(
+        Gauge,
+        "Smoothed measurement that the policy reckons with, per timestep; transport is a round "
+        "trip less service.",
+        {**_MODEL, "quantity": Estimate},
+    ),
+    "edge_expected_latency_seconds": Family(
+        Gauge, "Mean time of a sample that the policy expects of the setting in use.", _MODEL
+    ),
+    "edge_setting_mode": Family(
+        Gauge, "1 for the way in which samples are run now.", {**_MODEL, "mode": Mode}
+    ),
+    "edge_setting_window_timesteps": Family(
+        Gauge, "Window in use; it has no effect in mode exit.", _MODEL
+    ),
+    "edge_setting_packet_timesteps": Family(Gauge, "Most timesteps in one packet.", _MODEL),
+    "edge_setting_changes_total": Family(Counter, "Changes of the setting by the policy.", _MODEL),
 }
 
 CLOUD_FAMILIES: Mapping[str, Family] = {
@@ -630,15 +668,19 @@ class _WireCollector(Collector):
         totals = self._source.poll()
         if totals is None:
             return []
-        wire, retransmitted, rtt = families = self._empty()
+        wire, retransmitted, rtt, rate = families = self._empty()
         wire.add_metric([self._peer, Direction.SENT, "tcp_info"], totals.sent_bytes)
         wire.add_metric([self._peer, Direction.RECEIVED, "tcp_info"], totals.received_bytes)
         retransmitted.add_metric([self._peer], totals.retransmitted_bytes)
         if totals.min_rtt_seconds is not None:
             rtt.add_metric([self._peer], totals.min_rtt_seconds)
+        if totals.link_bytes_per_second is not None:
+            rate.add_metric([self._peer], totals.link_bytes_per_second)
         return families
 
-    def _empty(self) -> tuple[CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
+    def _empty(
+        self,
+    ) -> tuple[CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         return (
             CounterMetricFamily(
                 f"{self._prefix}wire_bytes",
@@ -655,6 +697,12 @@ class _WireCollector(Collector):
                 f"{self._prefix}tcp_min_rtt_seconds",
                 "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only "
                 "to the first hop where a proxy stands between.",
+                labels=("peer",),
+            ),
+            GaugeMetricFamily(
+                f"{self._prefix}link_rate_bytes_per_second",
+                "Rate at which the link took what was sent (tcpi_delivery_rate); absent where less "
+                "was sent than would have shown it.",
                 labels=("peer",),
             ),
         )
@@ -839,6 +887,26 @@ class EdgeMetrics(_SideMetrics):
         """The link to the cloud is now in ``state``."""
         for each in ConnectionState:
             self._families.gauge("edge_connection_state", each).set(each == state)
+
+    def estimate(self, quantity: Estimate, seconds: float) -> None:
+        """The policy reckons with this."""
+        self._families.gauge("edge_estimate_seconds", self._model, quantity).set(seconds)
+
+    def expected_latency(self, seconds: float) -> None:
+        """The policy expects this of the setting in use."""
+        self._families.gauge("edge_expected_latency_seconds", self._model).set(seconds)
+
+    def setting(self, mode: Mode, window: int, steps_per_packet: int) -> None:
+        """Samples are run this way from now on."""
+        families, model = self._families, self._model
+        for each in Mode:
+            families.gauge("edge_setting_mode", model, each).set(each == mode)
+        families.gauge("edge_setting_window_timesteps", model).set(window)
+        families.gauge("edge_setting_packet_timesteps", model).set(steps_per_packet)
+
+    def setting_changed(self) -> None:
+        """The policy has chosen another setting."""
+        self._families.count("edge_setting_changes_total", self._model)
 
     def _ended(self, placement: str, exit_reason: str, duration_seconds: float) -> None:
         labels = (self._model, placement, exit_reason)

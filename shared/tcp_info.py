@@ -25,11 +25,12 @@ from threading import Lock
 from typing import NamedTuple
 
 _INFO_BYTES = 256
-_COUNTERS = struct.Struct("=5x B 122x Q I I 4x I 48x Q Q")
-"""Head of the kernel's ``struct tcp_info`` (since Linux 4.19): options, bytes_received, segs_out,
-segs_in, min_rtt in microseconds, bytes_sent, bytes_retrans."""
+_COUNTERS = struct.Struct("=5x B x B 120x Q I I 4x I 8x Q 32x Q Q")
+"""Head of the kernel's ``struct tcp_info`` (since Linux 4.19): options, flags, bytes_received,
+segs_out, segs_in, min_rtt in microseconds, delivery_rate, bytes_sent, bytes_retrans."""
 _TCP_INFO = 11
 _OPTION_TIMESTAMPS = 1
+_FLAG_APPLICATION_LIMITED = 1
 _NO_RTT = 0xFFFFFFFF
 _IPV4_HEADER_BYTES = 20
 _IPV6_HEADER_BYTES = 40
@@ -51,15 +52,20 @@ class Totals(NamedTuple):
     """TCP payload sent again; contained in ``sent_bytes``."""
     min_rtt_seconds: float | None = None
     """The kernel's smallest round trip over the open connections, if there are any."""
+    link_bytes_per_second: float | None = None
+    """The highest of the rates, TCP payload alone, at which they delivered what was sent; None
+    where so little was sent that the link's rate did not show."""
 
     def plus(self, other: Totals) -> Totals:
         """Return the totals of two groups of connections together."""
         rtts = [rtt for rtt in (self.min_rtt_seconds, other.min_rtt_seconds) if rtt is not None]
+        rates = (self.link_bytes_per_second, other.link_bytes_per_second)
         return Totals(
             self.sent_bytes + other.sent_bytes,
             self.received_bytes + other.received_bytes,
             self.retransmitted_bytes + other.retransmitted_bytes,
             min(rtts, default=None),
+            max((rate for rate in rates if rate is not None), default=None),
         )
 
 
@@ -113,7 +119,9 @@ class WireCounter:
 
     def _update(self, seen: dict[int, Totals]) -> None:
         gone = [totals for inode, totals in self._open.items() if inode not in seen]
-        self._closed = sum_of([self._closed, *gone])._replace(min_rtt_seconds=None)
+        self._closed = sum_of([self._closed, *gone])._replace(
+            min_rtt_seconds=None, link_bytes_per_second=None
+        )
         self._open = seen
 
     def _scan(self) -> Iterator[tuple[int, Totals]]:
@@ -160,9 +168,11 @@ def read_totals(connection: socket.socket) -> Totals:
         OSError: not a TCP socket.
     """
     info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_BYTES)
-    options, received, segments_out, segments_in, rtt_us, sent, retransmitted = (
+    options, flags, received, segments_out, segments_in, rtt_us, rate, sent, retransmitted = (
         _COUNTERS.unpack_from(info)
     )
+    # Of a connection that had nothing more to send, the kernel knows only what it asked for.
+    rate_shows = rate > 0 and not flags & _FLAG_APPLICATION_LIMITED
     header_bytes = _TCP_HEADER_BYTES + _ip_header_bytes(connection)
     if options & _OPTION_TIMESTAMPS:
         header_bytes += _TIMESTAMPS_BYTES
@@ -171,6 +181,7 @@ def read_totals(connection: socket.socket) -> Totals:
         received + segments_in * header_bytes,
         retransmitted,
         None if rtt_us == _NO_RTT else rtt_us * 1e-6,
+        float(rate) if rate_shows else None,
     )
 
 

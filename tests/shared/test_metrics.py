@@ -24,10 +24,12 @@ from shared.metrics import (
     DropReason,
     EdgeMetrics,
     EdgeStage,
+    Estimate,
     ExitReason,
     FallbackReason,
     Family,
     Histogram,
+    Mode,
     Part,
     Placement,
     RejectReason,
@@ -145,6 +147,23 @@ def test_edge_bytes(edge: EdgeMetrics, value: Read) -> None:
     assert value("edge_wasted_bytes_total", model="tiny") == 64
 
 
+def test_what_the_policy_reckons_with_and_chose(edge: EdgeMetrics, value: Read) -> None:
+    assert value("edge_estimate_seconds", model="tiny", quantity="service") is None
+    assert value("edge_expected_latency_seconds", model="tiny") is None
+    edge.estimate(Estimate.SERVICE, 0.002)
+    edge.setting(Mode.STEP, 4, 2)
+    edge.setting(Mode.EXIT, 1, 1)
+    edge.setting_changed()
+    edge.expected_latency(0.05)
+    assert value("edge_estimate_seconds", model="tiny", quantity="service") == 0.002
+    modes = [value("edge_setting_mode", model="tiny", mode=mode) for mode in Mode]
+    assert modes == [0, 1, 0]
+    assert value("edge_setting_window_timesteps", model="tiny") == 1
+    assert value("edge_setting_packet_timesteps", model="tiny") == 1
+    assert value("edge_setting_changes_total", model="tiny") == 1
+    assert value("edge_expected_latency_seconds", model="tiny") == 0.05
+
+
 def test_spikes_and_modelled_energy(edge: EdgeMetrics, value: Read) -> None:
     edge.spikes(64, neurons=256)
     edge.operations(Part.HEAD, OPERATIONS, timesteps=2)
@@ -258,16 +277,18 @@ def test_what_runs_is_told(edge: EdgeMetrics, registry: CollectorRegistry) -> No
 
 
 def test_wire_bytes_are_read_at_every_scrape(edge: EdgeMetrics, value: Read) -> None:
-    source = FakeWire(Totals(1000, 500, 10, 0.02))
+    source = FakeWire(Totals(1000, 500, 10, 0.02, 125_000.0))
     edge.watch_wire(source, "cloud")
     sent = {"peer": "cloud", "direction": "sent", "source": "tcp_info"}
     assert value("edge_wire_bytes_total", **sent) == 1000
     assert value("edge_wire_bytes_total", **{**sent, "direction": "received"}) == 500
     assert value("edge_retransmitted_bytes_total", peer="cloud") == 10
     assert value("edge_tcp_min_rtt_seconds", peer="cloud") == 0.02
+    assert value("edge_link_rate_bytes_per_second", peer="cloud") == 125_000
     source.totals = Totals(2000, 900, 10, None)
     assert value("edge_wire_bytes_total", **sent) == 2000
     assert value("edge_tcp_min_rtt_seconds", peer="cloud") is None
+    assert value("edge_link_rate_bytes_per_second", peer="cloud") is None
 
 
 def test_where_the_system_does_not_tell_there_is_no_series(

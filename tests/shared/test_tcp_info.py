@@ -3,7 +3,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,24 @@ def test_sent_bytes_are_payload_and_headers(listener: socket.socket, peer: Addre
     assert after.min_rtt_seconds is not None and 0 < after.min_rtt_seconds < 1
 
 
+def test_a_links_rate_shows_only_where_more_was_to_be_sent_than_it_took(
+    listener: socket.socket, peer: Address
+) -> None:
+    counter = WireCounter(peer=peer)
+    with closing(Pair(listener)) as pair:
+        pair.send(100)
+        assert totals_of(counter).link_bytes_per_second is None
+        pair.client.setblocking(False)
+        for _ in range(20):
+            with suppress(BlockingIOError):
+                while True:
+                    pair.client.send(bytes(1 << 20))
+            pair.server.recv(1 << 20)
+        rate = totals_of(counter).link_bytes_per_second
+        assert rate is not None and rate > 0
+    assert totals_of(counter).link_bytes_per_second is None
+
+
 def test_both_ends_agree(listener: socket.socket, peer: Address) -> None:
     client, server = WireCounter(peer=peer), WireCounter(local_port=peer[1])
     with closing(Pair(listener)) as pair:
@@ -89,7 +107,7 @@ def test_totals_live_on_after_a_connection(listener: socket.socket, peer: Addres
         pair.send(1000)
         first = totals_of(counter)
     between = totals_of(counter)
-    assert between == first._replace(min_rtt_seconds=None)
+    assert between == first._replace(min_rtt_seconds=None, link_bytes_per_second=None)
     with closing(Pair(listener)) as pair:
         pair.send(5000)
         second = totals_of(counter)
