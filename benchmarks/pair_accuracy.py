@@ -22,7 +22,8 @@ from shared.model.bundle import Bundle
 def measure(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Result]]:
     """Run the test set through the pair, then through the whole network."""
     images = load_test_images(1000 if quick else None)
-    with pair(bundle.path) as both:
+    # In lock-step nothing is sent in vain.
+    with pair(bundle.path, edge_flags=("--window", "1")) as both:
         co_inference, timesteps, payload_bytes = classify(both.edge.address, *images)
     flags = ("--placement", "edge_only", "--network", "whole")
     with tempfile.TemporaryDirectory() as name, run_edge(Path(name), bundle.path, *flags) as edge:

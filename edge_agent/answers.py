@@ -33,9 +33,10 @@ class Latency:
     codec_seconds: float = 0.0
     """Turning the code into packets."""
     transport_seconds: float = 0.0
-    """Round trips less service: both directions and the gRPC stacks."""
+    """Round trips less service: both directions and the gRPC stacks. Where round trips overlap,
+    every moment counts once."""
     service_seconds: float = 0.0
-    """In the cloud, by its own clock."""
+    """In the cloud, by its own clock; no more than was waited for."""
     tail_seconds: float = 0.0
     """The rest of the network, where it ran on this device."""
 

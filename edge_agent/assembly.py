@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from edge_agent import feeds
 from edge_agent.alpha import choose_alpha
 from edge_agent.config import EdgeConfig
+from edge_agent.describe import describing
 from edge_agent.fallback import Fallback
 from edge_agent.grpc_link import GrpcImageLink, GrpcLink
 from edge_agent.inputs import Reader, Worker
 from edge_agent.local_link import LocalLink, code_decoder, frame_decoder
 from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
+from edge_agent.observer import Model, Observer
+from edge_agent.policy import Fixed, Goal, Objective
+from edge_agent.tuner import Here, Tuner, Wishes
 from shared.codec.packet import Checksum
+from shared.energy import operations as energy
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
@@ -57,14 +62,13 @@ class Kit:
             metrics=self.metrics,
         )
 
-    def options(self, settings: Settings, *, checksum: Checksum = Checksum.NONE) -> Options:
+    def options(self, settings: Settings) -> Options:
         """Return the loop's options."""
         config = self.config
         return Options(
             placement=Placement(config.placement),
             settings=settings,
             samples_in_flight=config.samples_in_flight,
-            checksum=checksum,
             deadline_seconds=config.deadline_seconds,
             queue_limit=config.queue_limit,
             reconnect_min_seconds=config.reconnect_min_seconds,
@@ -72,16 +76,46 @@ class Kit:
         )
 
     def settings(self) -> Settings:
-        """Return how samples are run over packets, as configured."""
+        """Return how samples are run over packets: as configured, in lock-step where it is not."""
         config = self.config
+        steps = config.steps_per_packet or 1
         return Settings(
             alpha=self.alpha(),
             confidence=Confidence(config.confidence or self.calibration.confidence),
-            reply_mode=ReplyMode(config.reply_mode),
-            window=config.window,
-            steps_per_packet=config.steps_per_packet,
+            reply_mode=ReplyMode(config.reply_mode or "step"),
+            window=config.window or steps,
+            steps_per_packet=steps,
             codec=self.codec(),
         )
+
+    def tuner(
+        self, settings: Settings, fallback: Fallback | None, wire_bytes: WireCounter
+    ) -> Tuner:
+        """Return what chooses the settings that the configuration leaves open."""
+        config, operations = self.config, self.calibration.operations
+        mode = config.reply_mode
+        here = None
+        if config.choose_local and fallback is not None:
+            here = Here(rehearse=fallback.rehearse, probing=partial(describing, config.cloud))
+        wishes = Wishes(
+            goal=Goal(
+                objective=Objective(config.objective),
+                deadline_seconds=config.deadline_target_seconds,
+            ),
+            fixed=Fixed(
+                reply_mode=None if mode is None else ReplyMode(mode),
+                window=config.window,
+                steps_per_packet=config.steps_per_packet,
+            ),
+            here=here,
+        )
+        model = Model(
+            exits=self.calibration.exit_distribution,
+            check_bytes=Checksum(config.checksum).size_bytes,
+            head_joules=energy.joules(operations["head"], 1),
+            tail_joules=energy.joules(operations["tail"], 1),
+        )
+        return Tuner(settings, wishes, Observer(model), self.metrics, wire_bytes)
 
     def codec(self) -> str:
         """Return the configured codec, else the bundle's; ConfigError if the bundle has it not."""
@@ -149,14 +183,19 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
     if kit.config.fallback == "local":
         if not kit.bundle.has("tail"):
             raise BundleError(f"fallback: expected a tail in {kit.bundle.path}, there is none")
-        fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback")).finish
+        fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback"))
+    options = replace(
+        kit.options(settings),
+        checksum=Checksum(kit.config.checksum),
+        tuner=kit.tuner(settings, fallback, wire_bytes),
+    )
     return EdgeLoop(
         kit.bundle,
-        kit.options(settings, checksum=Checksum(kit.config.checksum)),
+        options,
         partial(feeds.head_feeds, kit.head, kit.reader),
         lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes),
         kit.metrics,
-        fallback,
+        None if fallback is None else fallback.finish,
     )
 
 

@@ -126,7 +126,22 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
-    parser.add_argument("--window", type=int, metavar="W", help="timesteps without their verdict")
+    parser.add_argument("--objective", help="what the policy keeps low: latency, bytes or energy")
+    parser.add_argument(
+        "--deadline-target-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="keep bytes or energy low as far as answers come within this time",
+    )
+    parser.add_argument(
+        "--choose-local",
+        action="store_const",
+        const=True,
+        help="let the policy also run samples wholly here; with --fallback local",
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="W", help="timesteps without their verdict; not chosen then"
+    )
     parser.add_argument(
         "--steps-per-packet", type=int, metavar="K", help="most timesteps in one packet"
     )

@@ -54,12 +54,18 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     confidence: Literal["max_softmax", "entropy", "margin"] | None = None
     """What is compared with alpha; absent: as the bundle was calibrated. Another one needs
     ``alpha``."""
-    window: Steps = 1
+    objective: Literal["latency", "bytes", "energy"] = "latency"
+    """What the policy keeps low with those of the next three keys that are absent."""
+    window: Steps | None = None
     """W: timesteps of one sample in flight without their verdict."""
-    steps_per_packet: Steps = 1
+    steps_per_packet: Steps | None = None
     """k: most timesteps in one packet."""
-    reply_mode: Literal["step", "exit"] = "step"
+    reply_mode: Literal["step", "exit"] | None = None
     """When the cloud answers: after every packet, or once per sample."""
+    deadline_target_seconds: Seconds | None = None
+    """With objective ``bytes`` or ``energy``: an answer within this time comes first."""
+    choose_local: bool = False
+    """Whether the policy may also run samples wholly on this device."""
     samples_in_flight: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
     """S: samples begun and not ended."""
     checksum: Literal["none", "crc16"] = "crc16"
@@ -89,6 +95,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         _check_steps(self)
+        _check_policy(self)
         if self.alpha is not None and self.loss_budget is not None:
             raise ValueError("loss_budget: expected only one of alpha and loss_budget, got both")
         if self.network == "whole" and self.placement != "edge_only":
@@ -114,10 +121,23 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def _check_steps(config: EdgeConfig) -> None:
-    if config.reply_mode == "step" and config.steps_per_packet > config.window:
+    window, steps = config.window, config.steps_per_packet
+    if config.reply_mode != "exit" and window is not None and steps is not None and steps > window:
         raise ValueError(
-            f"steps_per_packet: expected at most the window ({config.window}) in reply mode "
-            f"'step', got {config.steps_per_packet}"
+            f"steps_per_packet: expected at most the window ({window}) unless reply_mode is "
+            f"'exit', got {steps}"
+        )
+
+
+def _check_policy(config: EdgeConfig) -> None:
+    if config.deadline_target_seconds is not None and config.objective == "latency":
+        raise ValueError(
+            "deadline_target_seconds: expected objective 'bytes' or 'energy' with it, got "
+            "'latency', which is kept as low as can be anyway"
+        )
+    if config.choose_local and config.fallback != "local":
+        raise ValueError(
+            f"choose_local: expected fallback 'local' with it, got {config.fallback!r}"
         )
 
 

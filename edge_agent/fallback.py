@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+
 from edge_agent.feeds import HeadFeed
 from edge_agent.inputs import Worker
 from edge_agent.local_network import LocalNetwork
@@ -28,6 +30,19 @@ class Fallback:
         self._settings = settings
         self._worker = worker
         self._turn = asyncio.Lock()
+
+    async def rehearse(self) -> float:
+        """Run T timesteps on codes without a spike and return the mean seconds of one.
+
+        Raises:
+            EngineError: the engine failed.
+            BundleError: the tail cannot be loaded.
+        """
+        async with self._turn:
+            run = await self._worker.run(self._tail.begin, self._settings.confidence)
+            for _ in range(len(self._settings.alpha) + 1):
+                await self._worker.run(run.step, np.zeros(run.input_shape, np.uint8))
+            return run.seconds / run.timestep
 
     async def finish(self, feed: HeadFeed) -> Verdict:
         """Return the verdict on which the sample exits; its service time is the tail's.

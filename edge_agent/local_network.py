@@ -78,6 +78,8 @@ class LocalRun:
         self._confidence = confidence
         self._count = count
         self._state = zero_state(engine, 1)
+        self.input_shape = engine.input_shape
+        """Of one timestep."""
         (classes,) = engine.output_shape
         self._logit_sum = [0.0] * classes
         self.timestep = 0

@@ -35,6 +35,7 @@ from edge_agent.session import (
     Wait,
 )
 from edge_agent.session import Answer as Answered
+from edge_agent.tuner import Tuner
 from shared.codec.packet import Checksum
 from shared.errors import (
     InputError,
@@ -74,6 +75,8 @@ class Options:
     placement: Placement
     settings: Settings
     """Resolved for the model's T."""
+    tuner: Tuner | None = None
+    """Chooses other settings; None to keep these."""
     samples_in_flight: int = 1
     """S."""
     checksum: Checksum = Checksum.NONE
@@ -102,6 +105,8 @@ class _Sample(Generic[F]):
     """On the present stream."""
     sent: list[tuple[Packet, float]] = field(default_factory=list)
     """Packets under the present number, with the time they were handed to the link."""
+    heard: float = 0.0
+    """When the last word of the cloud came."""
     payload_bytes: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     """What is being computed for it here, and what has been."""
@@ -139,6 +144,7 @@ class EdgeLoop(Generic[F]):
         self._connect = connect
         self._metrics = metrics
         self._fallback = fallback
+        self._tuner = options.tuner
         self._sleep = sleep
         self._session = EdgeSession(self.spec.timesteps, options.settings)
         self._tickets = itertools.count()
@@ -147,6 +153,7 @@ class EdgeLoop(Generic[F]):
         self._link: CloudLink | None = None
         self._reading: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._backoff = _Backoff(options.reconnect_min_seconds, options.reconnect_max_seconds)
         self._trouble: NeucodexError | None = None
         """Why the cloud cannot be reached; None until an attempt failed and after one succeeded."""
@@ -179,6 +186,8 @@ class EdgeLoop(Generic[F]):
 
     def start(self) -> asyncio.Task[None]:
         """Begin to connect; the task returned ends only with :meth:`close`, or on a bug."""
+        if self._tuner is not None:
+            self._watching = asyncio.create_task(self._tuner.watch(self._retune))
         self._keeper = asyncio.create_task(self._keep_connected())
         return self._keeper
 
@@ -190,9 +199,10 @@ class EdgeLoop(Generic[F]):
                 self._metrics.dropped(DropReason.SHUTDOWN)
                 self._fail(sample, ClosingError("the edge daemon is shutting down"))
         await self._empty.wait()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        for task in (self._watching, self._keeper):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
 
     def submit(
         self, source: Source, *, deadline_seconds: float | None = None
@@ -223,6 +233,8 @@ class EdgeLoop(Generic[F]):
         sample = self._accept(source, deadline_seconds)
         if self._trouble is not None and self._fallback is not None:
             self._fall_back(sample, _fallback_reason(self._trouble))
+        elif self._tuner is not None and self._tuner.choice.local:
+            self._fall_back(sample, FallbackReason.POLICY)
         else:
             self._carry_out(self._session.submit(sample.ticket))
         return sample.future
@@ -265,8 +277,12 @@ class EdgeLoop(Generic[F]):
 
     async def _run_stream(self, link: CloudLink) -> None:
         """Open a stream and read it until it ends or the session wants another."""
+        if self._tuner is not None:
+            self._session.configure(self._tuner.opening())
         opened = await link.open(self._open_request())
         self._check(opened)
+        if self._tuner is not None:
+            self._session.configure(self._tuner.opened(opened, perf_counter()))
         log.info("stream open to %s", opened.model)
         self._link, self._trouble = link, None
         self._reading = asyncio.create_task(self._read(link))
@@ -320,6 +336,7 @@ class EdgeLoop(Generic[F]):
         actions = self._session.verdict(verdict)
         self._metrics.stage(EdgeStage.EXIT_RULE, perf_counter() - began)
         self._carry_out(actions)
+        self._retune()
 
     def _on_failure(self, link: CloudLink, failure: Failure) -> None:
         if self._link is not link:
@@ -334,12 +351,31 @@ class EdgeLoop(Generic[F]):
         if self.placement is Placement.EDGE_ONLY:
             sample.latency.tail_seconds += verdict.service_seconds
             return
-        sent = [at for packet, at in sample.sent if packet.timestep <= verdict.timestep]
-        if sent:
-            seconds = perf_counter() - sent[-1]
-            self._metrics.roundtrip(seconds, verdict.service_seconds)
-            sample.latency.service_seconds += verdict.service_seconds
-            sample.latency.transport_seconds += max(0.0, seconds - verdict.service_seconds)
+        sent = [
+            (packet.timestep, at)
+            for packet, at in sample.sent
+            if packet.timestep <= verdict.timestep
+        ]
+        if not sent:
+            return
+        now, (_, sent_at) = perf_counter(), sent[-1]
+        self._metrics.roundtrip(now - sent_at, verdict.service_seconds)
+        # Round trips may overlap: what was waited for already is not waited for again.
+        waited = now - max(sent_at, sample.heard)
+        service_seconds = min(verdict.service_seconds, waited)
+        sample.latency.service_seconds += service_seconds
+        sample.latency.transport_seconds += waited - service_seconds
+        sample.heard = now
+        if self._tuner is not None:
+            self._tuner.observer.verdict(sent, verdict.timestep, verdict.service_seconds, now)
+
+    def _retune(self) -> None:
+        """Let the tuner change the settings, between what one event brings and the next."""
+        if self._tuner is None:
+            return
+        settings = self._tuner.settle(perf_counter())
+        if settings is not None:
+            self._carry_out(self._session.configure(settings))
 
     def _on_stream_ended(self, error: NeucodexError) -> None:
         again = str(error) == str(self._trouble)
@@ -413,18 +449,28 @@ class EdgeLoop(Generic[F]):
         self._metrics.queue_depth(self.queue_depth)
 
     async def _run_feed(self, sample: _Sample[F], timestep: int) -> None:
+        before = sample.latency.head_seconds
         try:
             await sample.feed.compute(timestep)
         except NeucodexError as error:
             self._fail(sample, error)
+        else:
+            if self._tuner is not None:
+                head_seconds = sample.latency.head_seconds - before
+                self._tuner.observer.head(head_seconds, perf_counter())
 
     def _send_packet(self, sample: _Sample[F], send: SendPacket) -> None:
         if send.timestep == 0:
             sample.number = send.number
             sample.sent.clear()
             self._numbers[send.number] = sample
+        before = sample.latency.codec_seconds
         packets = sample.feed.packets(send, self._session.settings)
         now = perf_counter()
+        if self._tuner is not None:
+            code_bytes = sum(packet.payload_bytes for packet in packets)
+            code_seconds = sample.latency.codec_seconds - before
+            self._tuner.observer.packets(send.steps, code_bytes, code_seconds, now)
         for packet in packets:
             sample.sent.append((packet, now))
             if self.placement is Placement.CO_INFERENCE:
@@ -465,6 +511,8 @@ class EdgeLoop(Generic[F]):
         )
         if placement is Placement.CO_INFERENCE:
             self._count_baselines()
+        if self._tuner is not None:
+            self._tuner.observer.answered(used)
         self.answered += 1
         if not sample.future.done():
             sample.future.set_result(
@@ -550,7 +598,9 @@ class EdgeLoop(Generic[F]):
 
     def _fall_back(self, sample: _Sample[F], reason: FallbackReason) -> None:
         """Go on with a sample on this device."""
-        log.info("a sample is finished on this device: %s", reason.value)
+        as_planned = reason is FallbackReason.POLICY
+        level = logging.DEBUG if as_planned else logging.INFO
+        log.log(level, "a sample is finished on this device: %s", reason.value)
         sample.local = True
         self._metrics.fallback(reason)
         if not sample.started:
@@ -571,7 +621,11 @@ class EdgeLoop(Generic[F]):
             self._fail(sample, error)
         else:
             sample.latency.tail_seconds += verdict.service_seconds
+            if self._tuner is not None:
+                step_seconds = verdict.service_seconds / (verdict.timestep + 1)
+                self._tuner.observer.tail(step_seconds, perf_counter())
             self._answer(sample, verdict, Placement.FALLBACK)
+            self._retune()
 
 
 class _Backoff:

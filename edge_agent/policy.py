@@ -85,6 +85,14 @@ class Choice:
     local: bool = False
     """Head and tail on this device; the rest means nothing then."""
 
+    def __str__(self) -> str:
+        if self.local:
+            return "all on this device"
+        packets = "" if self.steps_per_packet == 1 else f", {self.steps_per_packet} steps a packet"
+        if self.reply_mode is ReplyMode.EXIT:
+            return f"answered at the exit{packets}"
+        return ("lock-step" if self.window == 1 else f"window {self.window}") + packets
+
     @property
     def depth(self) -> float:
         """M: packets of one sample that may be under way at once."""

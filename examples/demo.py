@@ -1,8 +1,9 @@
 """Co-inference on real pictures: ``python -m examples.demo``, or ``make demo``.
 
 Starts a cloud server and an edge daemon as two processes on this machine, has the edge daemon
-classify CIFAR-10 test images with the shipped model, then does the same with all of the network on
-the edge, and shows what each costs. Stops what it started and leaves only ``demo-report.json``.
+classify CIFAR-10 test images with the shipped model in lock-step, then does the same with all of
+the network on the edge, and shows what each costs. Stops what it started and leaves only
+``demo-report.json``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 BUNDLE = Path(__file__).resolve().parents[1] / "shared" / "zoo" / "resnet18-cifar10-demo"
 MAX_UNANSWERED = 10
 """After so many images without an answer the demo gives up."""
+# In lock-step nothing is computed or sent in vain.
+CO_INFERENCE = ("--window", "1")
 EDGE_ONLY_EXIT = ("--placement", "edge_only")
 # No confidence is greater than 1, so that every image takes all timesteps.
 EDGE_ONLY_FULL = (*EDGE_ONLY_EXIT, "--network", "whole", "--alpha", "1")
@@ -78,7 +81,7 @@ class Demo:
     def _co_inference(self) -> Run:
         folder = self._folder / "co-inference"
         folder.mkdir()
-        with pair(self._bundle, folder=folder) as both:
+        with pair(self._bundle, edge_flags=CO_INFERENCE, folder=folder) as both:
             return self._stream("co-inference", both.edge, both.cloud)
 
     def _edge_only(self, name: str, flags: Sequence[str]) -> Run:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.observer import Model, Observer, Smoothed
+
+MODEL = Model(exits=(0.5, 0.3, 0.2), check_bytes=2, head_joules=1e-6, tail_joules=2e-6)
+GAPS = st.lists(st.floats(0, 0.02), min_size=1, max_size=8)
+
+
+def smoothed(*values: float, every_seconds: float) -> float:
+    mean = Smoothed()
+    for index, value in enumerate(values):
+        mean.add(value, index * every_seconds)
+    assert mean.value is not None
+    return mean.value
+
+
+def test_nothing_is_known_before_the_first_measurement() -> None:
+    assert Smoothed().value is None
+    assert Observer(MODEL).conditions() is None
+    assert Observer(MODEL).estimates() == {}
+
+
+def test_the_first_few_measurements_count_alike() -> None:
+    assert smoothed(9.0, 1.0, 2.0, every_seconds=0.001) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("every_seconds", [0.005, 0.1, 0.5])
+def test_a_change_is_known_within_two_seconds_however_often_one_looks(every_seconds: float) -> None:
+    before = [1.0] * int(10 / every_seconds)
+    after = [3.0] * int(2 / every_seconds)
+    assert smoothed(*before, *after, every_seconds=every_seconds) > 2.8
+
+
+def test_one_late_packet_among_many_hardly_counts() -> None:
+    assert smoothed(*[1.0] * 500, 11.0, every_seconds=0.005) < 1.2
+    assert smoothed(*[1.0] * 500, 11.0, every_seconds=10) == pytest.approx(6.0)
+
+
+@given(
+    gaps=GAPS,
+    service_seconds=st.floats(1e-5, 0.05),
+    transport_seconds=st.floats(0, 0.2),
+    steps=st.integers(1, 3),
+)
+def test_service_is_told_from_waiting_for_the_timesteps_before(
+    gaps: list[float], service_seconds: float, transport_seconds: float, steps: int
+) -> None:
+    sent: list[tuple[int, float]] = []
+    now = done = 0.0
+    for packet, gap in enumerate(gaps):
+        now += gap
+        sent.append((packet * steps, now))
+        for timestep in range(packet * steps, (packet + 1) * steps):
+            # The cloud takes one timestep after the other; its clock is the edge's, shifted.
+            done = max(done, now) + service_seconds
+            observer = Observer(MODEL)
+            observer.verdict(sent, timestep, done - now, done + transport_seconds)
+            found = observer.estimates()
+            assert found["service"] == pytest.approx(service_seconds)
+            assert found["transport"] == pytest.approx(transport_seconds, abs=1e-9)
+
+
+def test_packets_sent_after_the_one_judged_do_not_matter() -> None:
+    observer = Observer(MODEL)
+    observer.verdict([(0, 1.0), (1, 1.002), (2, 1.004)], 0, 0.003, 1.05)
+    assert observer.estimates() == pytest.approx({"service": 0.003, "transport": 0.047})
+
+
+def test_conditions_are_what_was_measured() -> None:
+    observer = Observer(MODEL)
+    observer.head(0.002, 0.0)
+    observer.packets(2, 40, 0.0004, 0.0)
+    assert observer.conditions() is None
+    observer.verdict([(0, 1.0)], 0, 0.003, 1.05)
+    observer.link_bytes_per_second = 1e6
+    found = observer.conditions()
+    assert found is not None
+    assert found.head_seconds == pytest.approx(0.0022)
+    assert (found.payload_bytes, found.check_bytes) == (20, 2)
+    assert (found.head_joules, found.tail_joules) == (1e-6, 2e-6)
+    assert (found.link_bytes_per_second, found.tail_seconds) == (1e6, None)
+    assert found.exits == pytest.approx(MODEL.exits)
+
+
+def test_samples_seen_outweigh_the_calibration_in_time() -> None:
+    observer = Observer(MODEL)
+    observer.head(0.002, 0.0)
+    observer.packets(1, 20, 0.0, 0.0)
+    observer.verdict([(0, 1.0)], 0, 0.003, 1.05)
+    for _ in range(30):
+        observer.answered(3)
+    found = observer.conditions()
+    assert found is not None
+    assert 0.5 < found.exits[2] < 0.7
+    assert sum(found.exits) == pytest.approx(1)
+    for _ in range(1000):
+        observer.answered(3)
+    found = observer.conditions()
+    assert found is not None
+    assert found.exits[2] > 0.98
