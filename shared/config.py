@@ -1,8 +1,14 @@
-"""Configuration of a daemon: a TOML file, overridden by flags, checked against a msgspec struct."""
+"""Configuration of a daemon: a TOML file, overridden by flags, checked against a msgspec struct.
+
+Also how a program changes such a file, which is its user's.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +20,11 @@ import msgspec
 from shared.errors import ConfigError
 
 Config = TypeVar("Config", bound=msgspec.Struct)
+Value = str | bool | int | float
 NO_TABLES: Mapping[str, type[msgspec.Struct]] = MappingProxyType({})
+_TABLE = re.compile(r"""[ \t]*\[{1,2}[ \t]*[\w"'.-][^\[\],=]*\]{1,2}[ \t]*(#.*)?""")
+"""A line that begins a table; a line within an array can look like it."""
+_SCALAR = r"""("(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[^\s#"'\[{]+)"""
 
 
 def load(
@@ -77,3 +87,81 @@ def _explain(
         came = came.get(name) if isinstance(came, Mapping) else came
     what, source = found["what"], "flag" if names[0] in given else origin
     return f"{source}: {found['key']}: {what[0].lower()}{what[1:]}, got {came!r}"
+
+
+def rewrite(path: Path, values: Mapping[str, Value]) -> None:
+    """Set top-level keys of a TOML file, which is made if there is none; all else stays as it is.
+
+    The file is replaced at once, never left half written.
+
+    Raises:
+        ConfigError: the file cannot be read or written, is no TOML, or does not have such a key on
+            a line of its own.
+    """
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a readable text: {error}") from error
+    try:
+        unfinished.write_text(rewritten(text, values), encoding="utf-8", newline="")
+        if path.exists():
+            shutil.copymode(path, unfinished)
+        unfinished.replace(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a place to write: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def rewritten(text: str, values: Mapping[str, Value]) -> str:
+    """Return a TOML text with these top-level keys set; everything else as it is.
+
+    Raises:
+        ConfigError: no TOML, or a key that is not on a line of its own with a plain value.
+    """
+    try:
+        wanted = tomllib.loads(text) | dict(values)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"expected TOML: {error}") from error
+    lines = text.splitlines(keepends=True)
+    tables = (n for n, line in enumerate(lines) if _TABLE.fullmatch(line.strip()))
+    begin = next(tables, len(lines))
+    top, rest = "".join(lines[:begin]), "".join(lines[begin:])
+    for key, value in values.items():
+        top = _set(top, key, _as_toml(value), "\r\n" if "\r\n" in text else "\n")
+    try:
+        found = tomllib.loads(top + rest)
+    except tomllib.TOMLDecodeError:
+        found = {}
+    if found != wanted:
+        keys = ", ".join(values)
+        raise ConfigError(f"expected {keys} each on a line of its own, with a plain value")
+    return top + rest
+
+
+def _set(top: str, key: str, value: str, end: str) -> str:
+    """Set a key within the lines before the first table."""
+    name = f"(?:{key}|\"{key}\"|'{key}')"
+    found = re.search(rf"(?m)^([ \t]*{name}[ \t]*=[ \t]*){_SCALAR}", top)
+    if found is not None:
+        return top[: found.start(2)] + value + top[found.end(2) :]
+    # Below where it is commented out, else below the last line that says something.
+    places = [rf"(?m)^#[ \t]*{key}[ \t]*=.*\n?", r"(?m)^[ \t]*[^\s#].*\n?"]
+    ends = [[found.end() for found in re.finditer(place, top)] for place in places]
+    at = next((found[-1] for found in ends if found), len(top))
+    before = top[:at] if not at or top[at - 1] == "\n" else top[:at] + end
+    return f"{before}{key} = {value}{end}{top[at:]}"
+
+
+def _as_toml(value: Value) -> str:
+    if isinstance(value, str):
+        # JSON's strings are TOML's, but for one character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
