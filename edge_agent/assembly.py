@@ -17,7 +17,6 @@ from edge_agent.local_link import LocalLink, code_decoder, frame_decoder
 from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.observer import Model, Observer
-from edge_agent.policy import Fixed, Goal, Objective
 from edge_agent.tuner import Here, Tuner, Wishes
 from shared.codec.packet import Checksum
 from shared.energy import operations as energy
@@ -93,22 +92,10 @@ class Kit:
     ) -> Tuner:
         """Return what chooses the settings that the configuration leaves open."""
         config, operations = self.config, self.calibration.operations
-        mode = config.reply_mode
         here = None
         if config.choose_local and fallback is not None:
             here = Here(rehearse=fallback.rehearse, probing=partial(describing, config.cloud))
-        wishes = Wishes(
-            goal=Goal(
-                objective=Objective(config.objective),
-                deadline_seconds=config.deadline_target_seconds,
-            ),
-            fixed=Fixed(
-                reply_mode=None if mode is None else ReplyMode(mode),
-                window=config.window,
-                steps_per_packet=config.steps_per_packet,
-            ),
-            here=here,
-        )
+        wishes = Wishes(goal=config.goal, fixed=config.fixed, here=here)
         model = Model(
             exits=self.calibration.exit_distribution,
             check_bytes=Checksum(config.checksum).size_bytes,

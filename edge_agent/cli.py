@@ -18,6 +18,7 @@ from edge_agent import config as configuration
 from edge_agent.answers import Answer
 from edge_agent.client import Edge
 from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
+from shared.config import rewrite
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run the daemon until SIGTERM"))
     _add_classify(commands.add_parser("classify", help="classify image files"))
     _add_doctor(commands.add_parser("doctor", help="look for what is missing or wrong"))
+    _add_plan(commands.add_parser("plan", help="say where the network is best split"))
     return parser
 
 
@@ -104,6 +106,36 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_placement(parser)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Try every bundle for a moment on this device and, where the cloud serves it, over the "
+        "link as it is now; print what to expect of every placement, and name the best for the "
+        "objective. Exit code 1 if no bundle could be run with the cloud."
+    )
+    parser.set_defaults(command=_plan)
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file; flags override its values"
+    )
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        metavar="DIR",
+        help="directory of a model bundle; may be given several times (default: the file's)",
+    )
+    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    _add_objective(parser)
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="PATH",
+        help="a folder of images, or a .npy or .npz file, like those to come (default: made up)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    parser.add_argument(
+        "--apply", action="store_true", help="write the best into the file given with --config"
+    )
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file; flags override its values"
@@ -126,13 +158,7 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
         "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
-    parser.add_argument("--objective", help="what the policy keeps low: latency, bytes or energy")
-    parser.add_argument(
-        "--deadline-target-seconds",
-        type=float,
-        metavar="SECONDS",
-        help="keep bytes or energy low as far as answers come within this time",
-    )
+    _add_objective(parser)
     parser.add_argument(
         "--choose-local",
         action="store_const",
@@ -158,6 +184,16 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
+
+
+def _add_objective(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--objective", help="what is to be low: latency, bytes or energy")
+    parser.add_argument(
+        "--deadline-target-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="bytes or energy are to be low as far as answers come within this time",
+    )
 
 
 def _points_or_name(text: str) -> float | str:
@@ -270,6 +306,10 @@ def _print_table(images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         ("image", "class", "confidence", "timesteps", "placement", "ms", "payload bytes")
     ]
     rows += [_row(image, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+    _print_columns(rows)
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -297,6 +337,26 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
     return 0 if all(check.ok for check in checks) else 1
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from edge_agent import plan as planning
+
+    if arguments.apply and arguments.config is None:
+        raise ConfigError("expected --config with --apply, got none")
+    bundles = arguments.bundle or [None]
+    configs = [_load(arguments, bundle=bundle) for bundle in bundles]
+    plan = asyncio.run(planning.make_plan(configs, arguments.images))
+    if arguments.json:
+        print(msgspec.json.encode(plan).decode())
+    else:
+        _print_columns(planning.table(plan))
+        print(f"* best for {plan.objective}")
+        for note in plan.notes:
+            print(f"  {note}")
+    if arguments.apply:
+        rewrite(arguments.config, planning.settings_of(plan))
+    return 0 if plan.cloud_used else 1
 
 
 if __name__ == "__main__":

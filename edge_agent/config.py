@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edge_agent.policy import Fixed, Goal, Objective
 from shared import config as settings
 from shared.codec.codecs import NAMES
+from shared.messages import ReplyMode
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
@@ -118,6 +120,22 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(
                 f"listen: expected unix:PATH or a loopback host:port, got {self.listen!r}"
             )
+
+    @property
+    def goal(self) -> Goal:
+        """What the policy is to reach."""
+        return Goal(
+            objective=Objective(self.objective), deadline_seconds=self.deadline_target_seconds
+        )
+
+    @property
+    def fixed(self) -> Fixed:
+        """What the policy is to leave alone."""
+        return Fixed(
+            reply_mode=None if self.reply_mode is None else ReplyMode(self.reply_mode),
+            window=self.window,
+            steps_per_packet=self.steps_per_packet,
+        )
 
 
 def _check_steps(config: EdgeConfig) -> None:

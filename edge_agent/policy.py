@@ -280,7 +280,7 @@ def _expect_here(conditions: Conditions) -> Expected:
     return Expected(
         choice=LOCAL,
         latency_seconds=used * step_seconds,
-        late_seconds=(_late_timestep(conditions.exits) + 1) * step_seconds,
+        late_seconds=(late_timestep(conditions.exits) + 1) * step_seconds,
         payload_bytes=0.0,
         message_bytes=0.0,
         wire_bytes=0.0,
@@ -310,7 +310,7 @@ def _expect_over_link(choice: Choice, conditions: Conditions) -> Expected:
     return Expected(
         choice=choice,
         latency_seconds=mean(answers) + hold,
-        late_seconds=answers[_late_timestep(exits)] + hold,
+        late_seconds=answers[late_timestep(exits)] + hold,
         payload_bytes=packets * steps * conditions.payload_bytes,
         message_bytes=message_bytes,
         wire_bytes=message_bytes
@@ -322,7 +322,7 @@ def _expect_over_link(choice: Choice, conditions: Conditions) -> Expected:
     )
 
 
-def _late_timestep(exits: Sequence[float]) -> int:
+def late_timestep(exits: Sequence[float]) -> int:
     """Return the first timestep by which :data:`LATE_SHARE` of the samples have exited."""
     total = 0.0
     for timestep, share in enumerate(exits):

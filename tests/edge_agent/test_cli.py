@@ -123,7 +123,7 @@ def test_what_cannot_run_ends_with_one_line_and_code_2(
     assert message in line
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["classify"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["classify"], ["doctor"], ["plan"]])
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([*command, "--help"])
