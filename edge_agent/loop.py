@@ -22,6 +22,7 @@ from edge_agent.answers import Answer, ClosingError, Latency, QueueFullError
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
+from edge_agent.policy import Choice
 from edge_agent.session import (
     Action,
     Compute,
@@ -173,6 +174,11 @@ class EdgeLoop(Generic[F]):
     def placement(self) -> Placement:
         """The configured placement."""
         return self._options.placement
+
+    @property
+    def choice(self) -> Choice | None:
+        """How samples are run now; None where no tuner chooses it."""
+        return None if self._tuner is None else self._tuner.choice
 
     @property
     def queue_depth(self) -> int:

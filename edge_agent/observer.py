@@ -6,45 +6,45 @@ the cloud's clock only durations are used.
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from edge_agent.policy import Conditions
 
-MEMORY_SECONDS = 0.5
-"""A measurement's weight falls to 1/e in this time, however many follow: a changed link is known
-within a second or two, and a single late packet does not count for much."""
-MOST_WEIGHT = 0.5
-"""Of the newest measurement, when the one before is old."""
+MEMORY_SECONDS = 1.0
+"""Measurements count for so long: a changed link is known within a second or two."""
+FEWEST = 3
+"""The last so many count however old they are; one of them may be far off."""
+MOST = 99
+"""More than the last so many never count."""
 PRIOR_SAMPLES = 30
 """The bundle's exit distribution counts as so many samples seen before the first."""
 EXIT_MEMORY_SAMPLES = 300
 """A sample's weight in the exit distribution falls to 1/e while so many follow."""
 
 
-class Smoothed:
-    """The mean of what was measured lately.
+class Recent:
+    """The median of what was measured lately.
 
-    Attributes:
-        value: None before the first measurement.
+    It ignores a packet that had to be sent twice, and follows a link that has changed.
     """
 
     def __init__(self) -> None:
-        self.value: float | None = None
-        self._count = 0
-        self._at = -math.inf
+        self._seen: deque[tuple[float, float]] = deque(maxlen=MOST)
+        """When, and what."""
 
     def add(self, value: float, now: float) -> None:
         """Take in a measurement of this moment."""
-        self._count += 1
-        if self.value is None:
-            self.value = value
-        else:
-            recent = min(MOST_WEIGHT, 1 - math.exp((self._at - now) / MEMORY_SECONDS))
-            # The first few count alike, or the very first, often a slow one, would stay for long.
-            self.value += max(recent, 1 / self._count) * (value - self.value)
-        self._at = now
+        self._seen.append((now, value))
+        while len(self._seen) > FEWEST and self._seen[0][0] < now - MEMORY_SECONDS:
+            self._seen.popleft()
+
+    @property
+    def value(self) -> float | None:
+        """The median; None before the first measurement."""
+        return median(value for _, value in self._seen) if self._seen else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +69,12 @@ class Observer:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._exits = [PRIOR_SAMPLES * share for share in model.exits]
-        self._payload_bytes = Smoothed()
-        self._code = Smoothed()
-        self._head = Smoothed()
-        self._service = Smoothed()
-        self._transport = Smoothed()
-        self._tail = Smoothed()
+        self._payload_bytes = Recent()
+        self._code = Recent()
+        self._head = Recent()
+        self._service = Recent()
+        self._transport = Recent()
+        self._tail = Recent()
         self.link_bytes_per_second: float | None = None
         """Rate of the way up, where the system could tell it."""
 
@@ -159,6 +159,5 @@ class Observer:
 
     def _head_seconds(self) -> float | None:
         """Return what one timestep occupies this device for, codec included."""
-        if self._head.value is None:
-            return None
-        return self._head.value + (self._code.value or 0.0)
+        head_seconds = self._head.value
+        return None if head_seconds is None else head_seconds + (self._code.value or 0.0)

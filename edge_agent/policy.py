@@ -27,9 +27,9 @@ from enum import StrEnum
 
 from shared.messages import ReplyMode
 
-NEAR = 0.03
+NEAR = 0.02
 """Ways whose cost lies so close above the least count as equal; what else they cost decides."""
-STAY = 0.05
+STAY = 0.04
 """The present way is kept while its cost lies no further above the least,"""
 SAVE = 0.1
 """and unless another saves this share of what else it costs."""
