@@ -254,6 +254,14 @@ def open_tun() -> tuple[int, bytes]:
         OSError: not root, or the system has no TUN.
     """
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        return device, _set_up(device)
+    except OSError:
+        os.close(device)
+        raise
+
+
+def _set_up(device: int) -> bytes:
     request = struct.pack("16sH22x", b"ncx%d", _IFF_TUN | _IFF_NO_PI)
     name = fcntl.ioctl(device, _TUNSETIFF, request)[:_NAME_BYTES].rstrip(b"\0").decode()
     network = bytes([198, 18, int(name.removeprefix("ncx")) % 256])
@@ -265,9 +273,9 @@ def open_tun() -> tuple[int, bytes]:
             (_SIOCSIFFLAGS, struct.pack("H", _IFF_UP | _IFF_RUNNING)),
         ):
             fcntl.ioctl(control, code, interface_request(name, value))
-    # Packets from outside may then be for 127.0.0.1; "outside" is this process alone.
+    # What comes out of the device may then be for 127.0.0.1; it comes from this process alone.
     Path(f"/proc/sys/net/ipv4/conf/{name}/route_localnet").write_text("1")
-    return device, network
+    return network
 
 
 def interface_request(name: str, value: bytes) -> bytes:
@@ -376,6 +384,7 @@ async def start(target: str, method: Method | None, up: Line, down: Line) -> Sta
         OSError: packets were asked for and cannot be had.
     """
     host, _, port = target.rpartition(":")
+    host = host.strip("[]")
     reason = "a relay was asked for"
     if method != "relay":
         try:
@@ -412,7 +421,8 @@ def _tell(value: msgspec.Struct) -> None:
 
 
 def _be_punctual() -> None:
-    """Come to one's turn early and wake up on time, as far as the system allows."""
+    """Come to one's turn early, on any core, and wake up on time, as far as the system allows."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     with contextlib.suppress(OSError):
