@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shared.machine import machine, versions
 from shared.model.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_BUNDLE = ROOT / "shared" / "zoo" / "resnet18-cifar10-demo"
 LOAD_CORE, SERVER_CORE = 0, 1
 """Edge and load generator run on one core, the cloud on the other."""
-PACKAGES = ("numpy", "onnxruntime", "grpcio", "protobuf", "torch", "snntorch", "zstandard")
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,35 +58,6 @@ def figure(name: str, values: Sequence[float], unit: str, goal: str | None = Non
     tenths = statistics.quantiles(values, n=10, method="inclusive")
     spread = Spread(p10=tenths[0], p90=tenths[-1], repeats=len(values))
     return Result(name=name, value=statistics.median(values), unit=unit, goal=goal, spread=spread)
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine: processor, cores, kernel."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                model = line.split(":", 1)[1].strip()
-                break
-    return {
-        "processor": model,
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, as far as they are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def pin(core: int) -> None:
