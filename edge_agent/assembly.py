@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,6 +40,8 @@ class Kit:
     metrics: EdgeMetrics
     worker: Worker
     """The thread of head and input decoding."""
+    load: Callable[[PartName], Engine]
+    """Makes the engine of a part."""
 
     @property
     def reader(self) -> Reader:
@@ -52,7 +55,7 @@ class Kit:
         config = self.config
         is_remote = config.placement == "co_inference"
         return feeds.Head(
-            engine=load_engine(config, self.bundle, "head"),
+            engine=self.load("head"),
             spec=self.bundle.spec,
             operations=self.calibration.operations["head"],
             worker=self.worker,
@@ -119,7 +122,7 @@ class Kit:
     def network(self, part: Part) -> LocalNetwork:
         """Return a part to run here, not loaded yet."""
         name: PartName = "whole" if part is Part.WHOLE else "tail"
-        load = partial(load_engine, self.config, self.bundle, name)
+        load = partial(self.load, name)
         return LocalNetwork(part, load, self.calibration, self.metrics)
 
 
@@ -139,8 +142,19 @@ def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
     return onnx_runtime.load_engine(bundle, part, threads=config.threads)
 
 
-def build_loop(config: EdgeConfig, bundle: Bundle, metrics: EdgeMetrics) -> EdgeLoop[Any]:
+def build_loop(
+    config: EdgeConfig,
+    bundle: Bundle,
+    metrics: EdgeMetrics,
+    load: Callable[[PartName], Engine] | None = None,
+) -> EdgeLoop[Any]:
     """Put a loop together, engines loaded, not started.
+
+    Args:
+        config: of the daemon.
+        bundle: the model.
+        metrics: told of everything.
+        load: makes the engine of a part; None for the configured engine.
 
     Raises:
         ConfigError: a value that does not fit the bundle.
@@ -153,6 +167,7 @@ def build_loop(config: EdgeConfig, bundle: Bundle, metrics: EdgeMetrics) -> Edge
         calibration=bundle.calibration(),
         metrics=metrics,
         worker=Worker("edge-head"),
+        load=load or partial(load_engine, config, bundle),
     )
     metrics.describe_model(bundle.digest, bundle.spec)
     if config.placement == "edge_only":

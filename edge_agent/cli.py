@@ -18,6 +18,7 @@ from edge_agent import config as configuration
 from edge_agent.answers import Answer
 from edge_agent.client import Edge
 from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
+from edge_agent.measure import command
 from shared.config import rewrite
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_classify(commands.add_parser("classify", help="classify image files"))
     _add_doctor(commands.add_parser("doctor", help="look for what is missing or wrong"))
     _add_plan(commands.add_parser("plan", help="say where the network is best split"))
+    _add_measure(commands.add_parser("measure", help="compare the ways to run the network"))
     return parser
 
 
@@ -61,7 +63,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "configuration or the bundle is wrong."
     )
     parser.set_defaults(command=_run)
-    _add_config(parser)
+    add_config(parser)
     _add_placement(parser)
     parser.add_argument(
         "--listen", metavar="ADDRESS", help="where applications connect: unix:PATH or loopback"
@@ -90,7 +92,7 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help=f"where the daemon listens (default: {DEFAULT_LISTEN}); not with --bundle or --config",
     )
-    _add_config(parser)
+    add_config(parser)
     _add_placement(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
 
@@ -102,7 +104,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
         "trip time. Exit code 1 if something is wrong."
     )
     parser.set_defaults(command=_doctor)
-    _add_config(parser)
+    add_config(parser)
     _add_placement(parser)
 
 
@@ -136,7 +138,22 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run the same images with everything on this device, with everything in the cloud, and "
+        "split, in several ways, over the network as it is; write a report with figures. Exit "
+        "code 1 if an image has no answer."
+    )
+    parser.set_defaults(command=_measure)
+    add_config(parser)
+    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    command.add_images(parser, required=True)
+    command.add_plan(parser)
+    add_model(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a configuration file and the bundle."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file; flags override its values"
     )
@@ -147,17 +164,13 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
     parser.add_argument("--placement", help="co_inference, edge_only or cloud_only")
     parser.add_argument("--network", help="with edge_only: split or whole")
-    parser.add_argument(
-        "--alpha", type=_alpha, metavar="A[,A...]", help="exit thresholds: one, or T - 1 of them"
-    )
-    parser.add_argument(
-        "--loss-budget",
-        type=_points_or_name,
-        metavar="POINTS",
-        help="points of accuracy that early exits may lose, of those the bundle is calibrated "
-        "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
-    )
-    parser.add_argument("--confidence", help="max_softmax, entropy or margin")
+    parser.add_argument("--fallback", help="none or local")
+    add_pipelining(parser)
+    add_model(parser)
+
+
+def add_pipelining(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how much is under way at once."""
     _add_objective(parser)
     parser.add_argument(
         "--choose-local",
@@ -175,9 +188,23 @@ def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-in-flight", type=int, metavar="S", help="samples begun and not ended, 1 to 3"
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the network is run, wherever it is."""
+    parser.add_argument(
+        "--alpha", type=_alpha, metavar="A[,A...]", help="exit thresholds: one, or T - 1 of them"
+    )
+    parser.add_argument(
+        "--loss-budget",
+        type=_points_or_name,
+        metavar="POINTS",
+        help="points of accuracy that early exits may lose, of those the bundle is calibrated "
+        "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
+    )
+    parser.add_argument("--confidence", help="max_softmax, entropy or margin")
     parser.add_argument("--checksum", help="none or crc16")
     parser.add_argument("--codec", help="ctx, ctx-max, raw or zstd")
-    parser.add_argument("--fallback", help="none or local")
     parser.add_argument(
         "--deadline-seconds", type=float, metavar="SECONDS", help="a sample's time, then it fails"
     )
@@ -208,7 +235,8 @@ def _alpha(text: str) -> float | tuple[float, ...]:
     return values if len(values) > 1 else values[0]
 
 
-def _load(arguments: argparse.Namespace, **more: Any) -> EdgeConfig:
+def load_config(arguments: argparse.Namespace, **more: Any) -> EdgeConfig:
+    """Return the configuration that the arguments ask for; see :func:`shared.config.load`."""
     flags = {key: getattr(arguments, key, None) for key in FLAGS}
     return configuration.load(arguments.config, flags | more)
 
@@ -216,7 +244,7 @@ def _load(arguments: argparse.Namespace, **more: Any) -> EdgeConfig:
 def _run(arguments: argparse.Namespace) -> int:
     from edge_agent import daemon
 
-    config = _load(arguments)
+    config = load_config(arguments)
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -267,7 +295,7 @@ async def _classify_here(arguments: argparse.Namespace) -> list[Outcome]:
 
     no_cloud = arguments.config is None and arguments.cloud is None
     placement = "edge_only" if no_cloud and arguments.placement is None else arguments.placement
-    config = _load(arguments, placement=placement)
+    config = load_config(arguments, placement=placement)
     bundle = Bundle(Path(config.bundle))
     loop = build_loop(config, bundle, EdgeMetrics(CollectorRegistry(), model=bundle.manifest.name))
     loop.start()
@@ -333,7 +361,7 @@ def _row(image: str, outcome: Outcome) -> tuple[str, ...]:
 def _doctor(arguments: argparse.Namespace) -> int:
     from edge_agent import doctor
 
-    checks = doctor.run(_load(arguments))
+    checks = doctor.run(load_config(arguments))
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
     return 0 if all(check.ok for check in checks) else 1
@@ -345,7 +373,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.apply and arguments.config is None:
         raise ConfigError("expected --config with --apply, got none")
     bundles = arguments.bundle or [None]
-    configs = [_load(arguments, bundle=bundle) for bundle in bundles]
+    configs = [load_config(arguments, bundle=bundle) for bundle in bundles]
     plan = asyncio.run(planning.make_plan(configs, arguments.images))
     if arguments.json:
         print(msgspec.json.encode(plan).decode())
@@ -357,6 +385,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.apply:
         rewrite(arguments.config, planning.settings_of(plan))
     return 0 if plan.cloud_used else 1
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    return command.run(load_config(arguments), arguments)
 
 
 if __name__ == "__main__":

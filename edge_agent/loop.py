@@ -171,6 +171,11 @@ class EdgeLoop(Generic[F]):
         return self._session.connected
 
     @property
+    def trouble(self) -> NeucodexError | None:
+        """Why the last attempt to open a stream failed, if it did."""
+        return self._trouble
+
+    @property
     def placement(self) -> Placement:
         """The configured placement."""
         return self._options.placement

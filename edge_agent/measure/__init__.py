@@ -1,0 +1,1 @@
+"""``neucodex-edge measure``: the ways to run a network, compared on this device and network."""
