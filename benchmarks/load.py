@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import grpc
 import grpc.aio
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.report import LOAD_CORE, ROOT, SERVER_CORE, pin
 from protos import co_inference_pb2 as pb
@@ -29,7 +30,7 @@ from protos.co_inference_pb2_grpc import CoInferenceStub
 from shared import rpc, wire
 from shared.codec.codecs import get_codec
 from shared.codec.packet import Checksum, EncodedPacket, SampleEncoder
-from shared.engine.base import zero_state
+from shared.engine.base import Array, zero_state
 from shared.engine.onnx_runtime import load_engine
 from shared.messages import EdgeMessage, Open, Settings
 from shared.model.bundle import Bundle
@@ -56,18 +57,30 @@ def smooth_pictures(
     return coarse.repeat(-(-height // 4), 2).repeat(-(-width // 4), 3)[:, :, :height, :width]
 
 
+def head_codes(bundle: Bundle, inputs: Iterable[Array]) -> Iterator[NDArray[np.uint8]]:
+    """Yield what the head makes of each input: uint8, ``[T, C', H', W']``.
+
+    Args:
+        bundle: the model.
+        inputs: as the network reads them, float32 ``[C, H, W]`` or ``[T, C, H, W]``.
+    """
+    engine, timesteps = load_engine(bundle, "head"), bundle.spec.timesteps
+    for frames in inputs:
+        state, codes = zero_state(engine, 1), []
+        for timestep in range(timesteps):
+            frame = frames if frames.ndim == 3 else frames[timestep]
+            code, state = engine.step(np.ascontiguousarray(frame[None]), state)
+            codes.append(code)
+        yield np.concatenate(codes)
+
+
 def record(bundle: Bundle, count: int = 32) -> list[Sample]:
     """Return the packets of ``count`` samples, T of one timestep each, as a raw stream's."""
-    engine = load_engine(bundle, "head")
     spec, codec = bundle.spec, get_codec("raw")
     recorded = []
-    for picture in smooth_pictures(spec.input_shape, count):
+    for codes in head_codes(bundle, smooth_pictures(spec.input_shape, count)):
         encoder = SampleEncoder(codec, spec.code_shape, spec.timesteps, Checksum.CRC16)
-        state, packets = zero_state(engine, 1), []
-        for _ in range(spec.timesteps):
-            code, state = engine.step(np.ascontiguousarray(picture[None]), state)
-            packets += encoder.encode(code)
-        recorded.append(packets)
+        recorded.append([packet for code in codes for packet in encoder.encode(code[None])])
     return recorded
 
 
