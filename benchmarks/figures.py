@@ -46,7 +46,30 @@ def codec() -> Figure:
     return figure
 
 
-DRAWINGS = {"codec": codec}
+def paper_evaluation() -> Figure:
+    """Draw mean latency over round trip for each mode, and where co-inference meets a baseline."""
+    values, figure = read("paper_evaluation"), Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for each, value in values.items():
+        if found := re.fullmatch(r"latency_mean_(.+)_at_([\d.]+)_ms", each):
+            if not found[1].startswith("below_"):
+                lines.setdefault(found[1], []).append((float(found[2]), 1e3 * value))
+        elif found := re.fullmatch(r"crossover_rtt_(.+?)_(edge_only_.+)", each):
+            label = f"{found[1]} meets {found[2]}: {1e3 * value:.0f} ms".replace("_", "-")
+            axes.axvline(1e3 * value, linestyle=":", color="grey")
+            axes.annotate(label, (1e3 * value, 0), rotation=90, fontsize=7, ha="right", va="bottom")
+    for name, points in lines.items():
+        style = "--" if name.startswith("edge_only") else "-"
+        axes.plot(
+            *zip(*sorted(points), strict=True), style, marker="o", label=name.replace("_", "-")
+        )
+    axes.set(xlabel="round trip, ms", ylabel="mean latency, ms", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+DRAWINGS = {"codec": codec, "paper_evaluation": paper_evaluation}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without a date and with fixed ids the same figures give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "neucodex"
     for name, draw in DRAWINGS.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
         draw().savefig(out / f"{name}.svg", metadata={"Date": None})
     return 0
 
