@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter, process_time
 from typing import Annotated
@@ -243,7 +243,7 @@ async def fleet(
         worker=Worker("unused"),
         load=lambda part: load_engine(config, bundle, part),
     )
-    options = kit.options(kit.settings(), checksum=Checksum(config.checksum))
+    options = replace(kit.options(kit.settings()), checksum=Checksum(config.checksum))
     edges = [_edge(kit, options, wire, pace.head_seconds) for _ in range(level.edges)]
     for edge in edges:
         edge.start()

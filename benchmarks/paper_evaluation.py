@@ -32,7 +32,7 @@ from edge_agent.measure.inputs import Inputs
 from edge_agent.measure.instrument import choose_modes, measure
 from edge_agent.measure.modes import Mode
 from edge_agent.measure.report import ModeReport, Report, computed_bytes
-from edge_agent.measure.run import Ask, Drive, Outcome, Plan, Runner, Tally, one_by_one
+from edge_agent.measure.run import Ask, Drive, Outcome, Plan, Runner, Tally, in_flight, one_by_one
 from examples.pair import run_cloud
 from examples.pictures import load_pictures
 from shared.model.bundle import Bundle
@@ -42,7 +42,7 @@ SLOW_EDGE = 10.0
 GOAL_RTT_SECONDS = 0.010
 BASELINES = {"edge_only_full": "at least 3", "edge_only_exit": "at least 2"}
 """With the goal for the mean latency of co-inference below it."""
-CO_INFERENCE = ("lock_step", "pipelined")
+CO_INFERENCE = ("lock_step", "pipelined", "policy")
 HEADLINE = "pipelined"
 """The mode of the goals."""
 MODES = (*BASELINES, "cloud_only_webp", *CO_INFERENCE)
@@ -91,21 +91,6 @@ def wire_modes(bundle: Bundle) -> tuple[Mode, ...]:
             changes=exit_reply | {"steps_per_packet": timesteps},
         ),
     )
-
-
-def in_flight(count: int) -> Drive:
-    """Return what keeps so many inputs unanswered."""
-
-    async def drive(ask: Ask, indices: Sequence[int]) -> list[Outcome]:
-        waiting = iter(indices)
-
-        async def worker() -> list[Outcome]:
-            return [await ask(index) for index in waiting]
-
-        workers = await asyncio.gather(*(worker() for _ in range(count)))
-        return [outcome for outcomes in workers for outcome in outcomes]
-
-    return drive
 
 
 def paced(period_seconds: float) -> Drive:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edge_agent.config import EdgeConfig
 from edge_agent.inputs import Array, Data
+from shared.messages import MAX_SAMPLES_IN_FLIGHT
 from shared.model.bundle import Bundle
 from shared.model.preprocessing import MODES as PICTURE_MODES
 from shared.model.spec import NetworkSpec
@@ -68,6 +69,8 @@ class Mode:
     """To the configuration, after :data:`LOCK_STEP`."""
     encode: Callable[[Array], Data] = as_it_is
     """What the device does to an input before it is handed over; counts as its work."""
+    in_flight: int = 1
+    """Inputs handed over and not answered; 1 waits for each answer."""
 
     def config(self, config: EdgeConfig) -> EdgeConfig:
         """Return the configuration it runs with."""
@@ -124,6 +127,20 @@ def all_modes(spec: NetworkSpec) -> tuple[Mode, ...]:
             name="pipelined",
             what=f"co-inference, up to {window} timesteps under way without their verdict",
             changes={"window": window},
+        ),
+        Mode(
+            name="policy",
+            what="co-inference, the window, the timesteps per packet and the reply mode chosen for "
+            "the objective from what is measured on the way",
+            changes={"window": None, "steps_per_packet": None, "reply_mode": None},
+        ),
+        Mode(
+            name="interleaved",
+            what=f"co-inference in lock-step, {MAX_SAMPLES_IN_FLIGHT} inputs under way at once on "
+            "one stream: an input waits for others, so that its time is longer and all are done "
+            "sooner",
+            changes={"samples_in_flight": MAX_SAMPLES_IN_FLIGHT},
+            in_flight=MAX_SAMPLES_IN_FLIGHT,
         ),
     )
 

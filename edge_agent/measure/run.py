@@ -113,6 +113,21 @@ async def one_by_one(ask: Ask, indices: Sequence[int]) -> list[Outcome]:
     return [await ask(index) for index in indices]
 
 
+def in_flight(count: int) -> Drive:
+    """Return what keeps so many inputs unanswered."""
+
+    async def drive(ask: Ask, indices: Sequence[int]) -> list[Outcome]:
+        waiting = iter(indices)
+
+        async def worker() -> list[Outcome]:
+            return [await ask(index) for index in waiting]
+
+        workers = await asyncio.gather(*(worker() for _ in range(count)))
+        return [outcome for outcomes in workers for outcome in outcomes]
+
+    return drive
+
+
 class Runner:
     """Runs blocks of inputs.
 
@@ -190,7 +205,8 @@ class Runner:
                 continue
             told(mode.name, round_)
             try:
-                tallies[mode.name].add(await self.block(mode, indices))
+                drive = one_by_one if mode.in_flight == 1 else in_flight(mode.in_flight)
+                tallies[mode.name].add(await self.block(mode, indices, drive))
             except RefusedError as error:
                 refused[mode.name] = str(error)
                 del tallies[mode.name]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.paper_evaluation import crossing, in_flight, paced
-from edge_agent.measure.run import Drive, Outcome
+from benchmarks.paper_evaluation import crossing, paced
+from edge_agent.measure.run import Drive, Outcome, in_flight
 from shared.errors import ConfigError
 
 

@@ -92,7 +92,7 @@ def check_modes(report: Report) -> None:
         assert result.accuracy == np.mean(
             [a == b for a, b in zip(*columns(result.samples, "input", "label"), strict=True)]
         )
-    same = ["edge_only_exit", "no_compression", "lock_step", "pipelined"]
+    same = ["edge_only_exit", "no_compression", "lock_step", "pipelined", "policy", "interleaved"]
     answers = [by_input(report, name) for name in same]
     assert all(each == answers[0] for each in answers)
     assert len({timesteps for _, timesteps in answers[0].values()}) > 1
