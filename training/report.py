@@ -93,11 +93,11 @@ def trade_off_table(evaluations: Iterable[Evaluation]) -> Table:
     caption = CAPTION.replace("\n", " ")
     table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
     rows = [(_title(evaluation), [*trade_off_rows(evaluation)]) for evaluation in evaluations]
-    # The titles may be folded, the names of the runs may not.
+    # Titles are folded, and the names of runs where there is no room; figures never.
     width = max(len(name) for _, runs in rows for name, *_ in runs)
-    table.add_column(HEADINGS[0], min_width=width, max_width=width)
+    table.add_column(HEADINGS[0], max_width=width, overflow="fold")
     for heading in HEADINGS[1:]:
-        table.add_column(heading.replace(" ", "\n"), justify="right")
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for title, runs in rows:
         table.add_row(title, style="bold")
         for run in runs:
