@@ -25,8 +25,8 @@ from shared.model.bundle import Bundle, Operations, PartName
 from shared.model.neuron import LIF
 
 SYNAPSES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-SAMPLES_AT_ONCE = 50
-"""More at once are no faster, and take memory."""
+PIXELS_AT_ONCE = 200_000
+"""Input pixels of all timesteps that are run together; more are no faster, and take memory."""
 
 
 class Counts(NamedTuple):
@@ -122,7 +122,7 @@ class OperationCounter:
                 self._fan_out[name] = fan_out(layer, x.shape[1:])
             operations = reached_outputs(x, self._fan_out[name])
             self._operations[name].append(operations.view(timesteps, -1))
-            self._is_binary[name] &= bool((x * x == x).all())
+            self._is_binary[name] &= torch.equal(x != 0, x == 1)
 
         return count
 
@@ -180,9 +180,11 @@ def count_operations(bundle: Bundle, batches: Iterable[list[Array]]) -> dict[Par
     # The stages before the split belong to two parts and are run once.
     head, encoder = OperationCounter(network.backbone_head()), OperationCounter(network.encoder)
     tail, rest = OperationCounter(network.cloud_tail()), OperationCounter(network.backbone_tail())
+    _, height, width = bundle.spec.input_shape
+    samples = max(1, PIXELS_AT_ONCE // (bundle.spec.timesteps * height * width))
     for batch in batches:
-        for start in range(0, len(batch[0]), SAMPLES_AT_ONCE):
-            some = np.stack([frames[start : start + SAMPLES_AT_ONCE] for frames in batch])
+        for start in range(0, len(batch[0]), samples):
+            some = np.stack([frames[start : start + samples] for frames in batch])
             features = head.run(torch.from_numpy(some))
             tail.run(encoder.run(features))
             rest.run(features)
