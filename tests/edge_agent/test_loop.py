@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from edge_agent.answers import Answer, ClosingError, QueueFullError
 from edge_agent.grpc_link import GrpcLink
 from edge_agent.inputs import Recording
-from shared.codec.packet import Kind, parse_header
+from shared.codec.packet import Header, Kind, parse_header
 from shared.errors import (
     BundleError,
     ConfigError,
@@ -239,29 +240,113 @@ async def test_a_link_cut_in_mid_sample_is_replayed_and_answered_once(
             assert answer.payload_bytes > straight.payload_bytes
 
 
+class CorruptingLinks:
+    """Damages the check of packets that every link of this process sends, and remembers all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, damaged: Callable[[int, Header], bool]):
+        self.sent: list[Header] = []
+        """What was sent, in order, over all links."""
+        self._damaged = damaged
+        self._send = GrpcLink.send
+        monkeypatch.setattr(GrpcLink, "send", lambda link, message: self._pass_on(link, message))
+
+    def _pass_on(self, link: GrpcLink, message: EdgeMessage) -> None:
+        packets = tuple(self._packet(packet) for packet in message.packets)
+        self._send(link, replace(message, packets=packets))
+
+    def _packet(self, packet: bytes) -> bytes:
+        header = parse_header(packet)
+        hit = self._damaged(len(self.sent), header)
+        self.sent.append(header)
+        return packet[:-1] + bytes([packet[-1] ^ hit])
+
+    def kinds(self, start: int) -> set[Kind]:
+        """Return how the packets from number ``start`` on were coded."""
+        return {header.kind for header in self.sent[start:]}
+
+
+@pytest.mark.parametrize(
+    ("how", "hit"),
+    [
+        ({}, 0),
+        ({}, 2),
+        ({"window": 4, "steps_per_packet": 2}, 1),
+        ({"reply_mode": "exit", "steps_per_packet": 4}, 0),
+    ],
+    ids=["first packet", "third packet", "second of two", "all in one"],
+)
 async def test_damage_on_the_way_is_noticed_and_the_sample_sent_again_raw(
-    clouds: Clouds, edges: Edges, monkeypatch: pytest.MonkeyPatch
+    clouds: Clouds, edges: Edges, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], hit: int
 ) -> None:
-    sent: list[bytes] = []
-    send = GrpcLink.send
-
-    def send_damaged(link: GrpcLink, message: EdgeMessage) -> None:
-        packets = list(message.packets)
-        if packets and not sent:
-            packets[0] = packets[0][:-1] + bytes([packets[0][-1] ^ 1])
-        sent.extend(packets)
-        send(link, replace(message, packets=tuple(packets)))
-
     async with edges(placement="edge_only") as edge:
         expected = essence([await edge.loop.submit(png(0))])
-    monkeypatch.setattr(GrpcLink, "send", send_damaged)
-    async with clouds() as cloud, edges(cloud=cloud.address) as edge:
+    links = CorruptingLinks(monkeypatch, lambda number, _: number == hit)
+    async with clouds() as cloud, edges(cloud=cloud.address, **how) as edge:
         assert essence([await edge.loop.submit(png(0))]) == expected
         assert edge.count("edge_check_failures_total") == 1
         assert edge.count("edge_replays_total", reason="check_failed") == 1
-    headers = [parse_header(packet) for packet in sent]
-    assert [header.first for header in headers] == [True, True, False, False, False]
-    assert {header.kind for header in headers[1:]} == {Kind.RAW}
+        assert edge.count("edge_replays_total") == 1
+        assert edge.count("edge_stage_duration_seconds_count", stage="head") == 4
+    again = next(at for at, header in enumerate(links.sent) if header.sample_mod4 == 1)
+    assert Kind.RAW not in {header.kind for header in links.sent[: hit + 1]}
+    assert again > hit
+    assert [(header.sample_mod4, header.timestep_mod8) for header in links.sent[again:]] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ]
+    assert links.kinds(again) == {Kind.RAW}
+
+
+async def test_a_sample_is_sent_again_once_and_fails_when_damaged_again(
+    clouds: Clouds, edges: Edges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = CorruptingLinks(monkeypatch, lambda number, _: number in (0, 1))
+    async with clouds() as cloud, edges(cloud=cloud.address) as edge:
+        with pytest.raises(SampleError) as raised:
+            await edge.loop.submit(png(0))
+        assert raised.value.code is SampleCode.CHECK_FAILED
+        assert [header.sample_mod4 for header in links.sent] == [0, 1]
+        assert edge.count("edge_replays_total") == 1
+        # The stream lives: both failures were of one sample, the next one is answered.
+        assert (await edge.loop.submit(png(1))).timesteps_used == 4
+        assert edge.count("edge_retries_total") == 0
+
+
+async def test_after_two_failed_checks_the_stream_goes_on_raw_and_the_next_stream_does_not(
+    clouds: Clouds, edges: Edges, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = CorruptingLinks(monkeypatch, lambda _, header: header.first and not raw(header))
+
+    def raw(header: Header) -> bool:
+        return header.kind is Kind.RAW
+
+    async with edges(placement="edge_only") as edge:
+        expected = essence(await classify_all(edge))
+    async with clouds() as cloud:
+        relay.target = cloud.address
+        async with edges(cloud=relay.address) as edge:
+            answers = [await edge.loop.submit(png(seed)) for seed in (0, 1)]
+            assert edge.count("edge_check_failures_total") == 2
+            assert [header.kind is Kind.RAW for header in links.sent] == [
+                *[False, True, True, True, True] * 2
+            ]
+            before = len(links.sent)
+            answers += [await edge.loop.submit(png(seed)) for seed in (2, 3)]
+            # Nothing was damaged, because nothing was coded: both samples went once.
+            assert [header.sample_mod4 for header in links.sent[before:]] == [0] * 4 + [1] * 4
+            assert links.kinds(before) == {Kind.RAW}
+            assert edge.count("edge_check_failures_total") == 2
+
+            relay.cut()
+            await until(lambda: edge.count("edge_retries_total", reason="link_lost") == 1)
+            await until(lambda: edge.loop.connected)
+            before = len(links.sent)
+            answers += [await edge.loop.submit(png(seed)) for seed in (4, 5)]
+            assert links.sent[before].kind is not Kind.RAW
+            assert edge.count("edge_check_failures_total") == 4
+    assert essence(answers) == expected
 
 
 async def test_a_cloud_that_stops_hands_over_to_another(
