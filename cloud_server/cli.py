@@ -147,7 +147,7 @@ def _bundle_block(bundle: Bundle) -> Block:
         ("model", f"{manifest.name} {manifest.version}"),
         ("path", str(bundle.path)),
         ("digest", bundle.digest),
-        ("network", f"{spec.backbone}, split after {spec.bottleneck.split}"),
+        ("network", f"{spec.backbone_name}, split after {spec.bottleneck.split}"),
         ("input", _dims(spec.input_shape)),
         ("code", _dims(spec.code_shape)),
         ("timesteps", str(spec.timesteps)),

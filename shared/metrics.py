@@ -738,7 +738,7 @@ class _SideMetrics:
         self._model_info.labels(model).info(
             {
                 "digest": digest,
-                "backbone": spec.backbone,
+                "backbone": spec.backbone_name,
                 "split": spec.bottleneck.split,
                 "timesteps": str(spec.timesteps),
                 "code_shape": "x".join(map(str, spec.code_shape)),

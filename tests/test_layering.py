@@ -46,10 +46,12 @@ RULES = {
             "shared/model/backbones.py",
             "shared/model/bottleneck.py",
             "shared/model/folding.py",
+            "shared/model/imported.py",
             "shared/model/split.py",
             "shared/engine/torch_engine.py",
             "training/*",
             "benchmarks/*",
+            "examples/snntorch_net.py",
         ),
     ),
 }

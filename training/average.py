@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from shared.model.folding import Norm
 from shared.model.split import SplitNetwork
 
 STATISTICS_BATCHES = 60
@@ -36,7 +37,7 @@ def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None
         network: its BatchNorms keep their momentum.
         batches: normalised inputs, float ``[T, N, C, H, W]``.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, Norm)]
     momentums = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from shared.engine.base import Array, Engine, zero_state
 from shared.engine.onnx_runtime import load_engine
+from shared.engine.torch_engine import PARTS, load_network
 from shared.exit_rule import Confidence, decide, expand_alpha
 from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, pick_alpha
+from shared.model.neuron import LIF
 from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
 from training.data.labelled import LabelledData
@@ -80,10 +82,11 @@ class Decisions(NamedTuple):
 
 
 class NamedEngine(NamedTuple):
-    """An engine and the names of its membrane arrays."""
+    """An engine, and of each of its membrane arrays the name and the threshold."""
 
     engine: Engine
-    states: tuple[str, ...]
+    thresholds: dict[str, Array]
+    """float32, by name in the engine's order; each broadcasts to its membrane array."""
 
 
 def batches(
@@ -124,7 +127,7 @@ def run_engines(
         for x in batch:
             for index, named in enumerate(engines):
                 x, states[index] = named.engine.step(x, states[index])
-                _count_spikes(spikes, named.states, states[index], spec.neuron.threshold)
+                _count_spikes(spikes, named.thresholds, states[index])
                 outputs[index].append(x)
         if between is not None:
             between(np.stack(outputs[0]))
@@ -135,11 +138,11 @@ def run_engines(
 
 
 def _count_spikes(
-    spikes: dict[str, float], names: tuple[str, ...], state: tuple[Array, ...], threshold: float
+    spikes: dict[str, float], thresholds: dict[str, Array], state: tuple[Array, ...]
 ) -> None:
     # The reset is delayed by a timestep, so a membrane above the threshold is a spike just fired.
-    for name, membrane in zip(names, state, strict=True):
-        fired = int(np.count_nonzero(membrane > np.float32(threshold))) / membrane[0].size
+    for (name, threshold), membrane in zip(thresholds.items(), state, strict=True):
+        fired = int(np.count_nonzero(membrane > threshold)) / membrane[0].size
         spikes[name] = spikes.get(name, 0.0) + fired
 
 
@@ -320,8 +323,16 @@ def head_codes(bundle: Bundle, frames: NDArray[np.uint8], threads: int = 1) -> N
 
 def named_engine(bundle: Bundle, part: PartName, threads: int = 1) -> NamedEngine:
     """Load a part with the engine that serves."""
-    names = tuple(state.name for state in bundle.part(part).states)
-    return NamedEngine(load_engine(bundle, part, threads=threads), names)
+    chains = PARTS[part](load_network(bundle)).chains
+    thresholds = {
+        name: np.asarray(module.threshold, np.float32)
+        for name, module in chains.named_modules()
+        if isinstance(module, LIF)
+    }
+    states = [state.name for state in bundle.part(part).states]
+    return NamedEngine(
+        load_engine(bundle, part, threads=threads), {name: thresholds[name] for name in states}
+    )
 
 
 def distribution(exit_at: NDArray[np.int64], timesteps: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from rich.console import Console
@@ -20,10 +20,11 @@ from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
 from training.export import ExportOptions, export_run
 from training.fit import CHECKPOINT, FitOptions, fit
+from training.import_net import compare, import_network, save_backbone
 from training.loss_budget import DELTA
 from training.progress import shown_on
 from training.recipe import RECIPE, Recipe, load_recipe
-from training.recipe_data import load_test, load_training
+from training.recipe_data import TrainingData, load_test, load_training
 from training.report import (
     MARKDOWN,
     PICTURE,
@@ -32,11 +33,12 @@ from training.report import (
     trade_off_markdown,
     trade_off_table,
 )
+from training.snntorch_network import Readout
 
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).resolve().parent / "recipes"
-BUNDLE, EVALUATION, CACHE = "bundle", "evaluation.json", "cache"
+BUNDLE, EVALUATION, CACHE, IMPORTED = "bundle", "evaluation.json", "cache", "imported"
 """What a run folder holds beside its recipe, log, curves and checkpoints."""
 
 
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands.add_parser("fit", help="train a recipe and write its bundle"))
+    _add_import_net(
+        commands.add_parser("import-net", help="take a snnTorch network over and train a recipe")
+    )
     _add_calibrate(commands.add_parser("calibrate", help="alphas for loss budgets of your own"))
     _add_export(commands.add_parser("export", help="write a run's bundle again"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a bundle on the test set"))
@@ -82,18 +87,53 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(command=_fit)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe file (TOML)")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="RUN", help="run folder, made if missing"
-    )
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch saved")
-    parser.add_argument(
-        "--teacher", type=Path, help="pytorch_resnet_cifar10 checkpoint to distil from"
-    )
     parser.add_argument(
         "--backbone",
         type=Path,
         metavar="PATH",
         help="begin with the network without bottleneck of this run folder or bundle",
+    )
+    _add_training(parser)
+
+
+def _add_import_net(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Take a network written in snnTorch over as the backbone of a recipe, compare the two on "
+        "held-out samples, then train the recipe's phases as fit does. NETWORK is imported, and so "
+        "its code is run; later commands and the bundle do without it."
+    )
+    parser.set_defaults(command=_import_net)
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        help="package.module:object, a torch module or what makes one",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="its weights: safetensors, or a PyTorch checkpoint with a state dict",
+    )
+    parser.add_argument(
+        "--recipe", type=Path, required=True, help="recipe file (TOML) without network.backbone"
+    )
+    parser.add_argument(
+        "--readout",
+        choices=get_args(Readout),
+        default="spikes",
+        help="what counts as logits of a network that ends in a Leaky (default: spikes)",
+    )
+    _add_training(parser)
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="run folder, made if missing"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, help="pytorch_resnet_cifar10 checkpoint to distil from"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
@@ -219,17 +259,51 @@ def _fit(arguments: argparse.Namespace) -> int:
     if is_begun and not arguments.resume:
         raise ConfigError(f"expected no training run at {run}, found one; --resume goes on with it")
     data = load_training(recipe, arguments.data, arguments.cache or run / CACHE)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     run.mkdir(parents=True, exist_ok=True)
     if arguments.recipe.resolve() != (run / RECIPE).resolve():
         shutil.copyfile(arguments.recipe, run / RECIPE)
+    return _train(recipe, data, arguments, backbone=arguments.backbone, resume=is_begun)
+
+
+def _import_net(arguments: argparse.Namespace) -> int:
+    run: Path = arguments.out
+    if (run / CHECKPOINT).exists():
+        raise ConfigError(f"expected no training run at {run}, found one; fit --resume goes on")
+    imported = import_network(
+        arguments.network, arguments.weights, arguments.recipe, arguments.readout
+    )
+    data = load_training(imported.recipe, arguments.data, arguments.cache or run / CACHE)
+    comparison = compare(imported, data.held_out, data.preprocessing)
+    log.info(
+        "%s gives the same logits on %d held-out samples: accuracy %.2f %%, firing rate %.3f at %s",
+        arguments.network,
+        comparison.samples,
+        100 * comparison.accuracy,
+        comparison.firing_rate,
+        imported.recipe.network.bottleneck.split,
+    )
+    save_backbone(imported.network, run / IMPORTED)
+    (run / RECIPE).write_bytes(imported.recipe_text)
+    return _train(imported.recipe, data, arguments, backbone=run / IMPORTED)
+
+
+def _train(
+    recipe: Recipe,
+    data: TrainingData,
+    arguments: argparse.Namespace,
+    *,
+    backbone: Path | None,
+    resume: bool = False,
+) -> int:
+    run: Path = arguments.out
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     options = FitOptions(
-        resume=is_begun,
+        resume=resume,
         teacher=arguments.teacher,
         device=arguments.device,
         compile_loss=not arguments.no_compile,
-        backbone=arguments.backbone,
+        backbone=backbone,
     )
     with shown_on(Console(stderr=True)) as progress:
         fit(recipe, data, run, options, progress)

@@ -141,7 +141,7 @@ def export_network(
     tensors = stored_weights(folded, half=half)
     weights = save_safetensors(tensors)
     slices = tensor_slices(weights, tensors)
-    names = {id(parameter): name for name, parameter in folded.named_parameters()}
+    names = {id(tensor): name for name, tensor in folded.state_dict(keep_vars=True).items()}
     spec = network.spec
     picture = torch.zeros(EXAMPLE_SAMPLES, *spec.input_shape)
     code = torch.zeros(EXAMPLE_SAMPLES, *spec.code_shape, dtype=torch.uint8)
@@ -172,18 +172,19 @@ def tensor_slices(safetensors: bytes, tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def stored_weights(folded: SplitNetwork, *, half: bool) -> dict[str, Tensor]:
-    """Return a folded network's parameters as the weights file holds them.
+    """Return a folded network's tensors as the weights file holds them.
 
     Args:
         folded: in folded form.
-        half: as float16, but for the biases, which are few and shift every threshold.
+        half: weights as float16, but not biases, leaks and thresholds, which are few and shift
+            every spike.
 
     Raises:
         ExportError: a weight does not fit float16.
     """
     stored = {}
     for name, tensor in folded.state_dict().items():
-        dtype = torch.float16 if half and tensor.ndim > 1 else torch.float32
+        dtype = torch.float16 if half and name.endswith("weight") else torch.float32
         stored[name] = tensor.to(dtype).contiguous()
         if not stored[name].isfinite().all():
             raise ExportError(f"expected {name} finite as {dtype}, got {tensor.abs().max():g}")

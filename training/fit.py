@@ -221,8 +221,8 @@ def fit(
         progress: hears of every epoch and step.
 
     Raises:
-        ConfigError: a teacher for another set than CIFAR-10, no such device, or a backbone of
-            another form.
+        ConfigError: a teacher for another set than CIFAR-10, no such device, or a backbone that
+            is missing or of another form.
     """
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
@@ -234,6 +234,11 @@ def fit(
         training.restore(saved)
     elif options.backbone is not None:
         training.take_backbone(options.backbone)
+    elif recipe.needs_backbone:
+        raise ConfigError(
+            "expected a backbone to begin with (--backbone): the first phase trains none, or it "
+            "was imported"
+        )
     begun = -1 if saved is None else saved["phase"]
     for index, phase in enumerate(recipe.phases):
         if index < begun:

@@ -62,7 +62,7 @@ def part_graph(
         part: in folded form.
         name: ``head``, ``tail`` or ``whole``.
         border: the example input has a batch axis.
-        weights: name in the weights file of each parameter, by ``id``.
+        weights: name in the weights file of each tensor of the part, by ``id``.
 
     Returns:
         The graph, whose large initialisers are still inside and carry those names, and its
@@ -83,9 +83,9 @@ def part_graph(
     )
     traced = _trace(flat, border.example)
     for initialiser in traced.initializer:
-        initialiser.name = weights.get(flat.parameter_id(initialiser.name), initialiser.name)
+        initialiser.name = weights.get(flat.tensor_id(initialiser.name), initialiser.name)
     for node in traced.node:
-        node.input[:] = [weights.get(flat.parameter_id(n), n) for n in node.input]
+        node.input[:] = [weights.get(flat.tensor_id(n), n) for n in node.input]
     nodes = _live(_compare_directly(_erase_time_axis(traced), traced), traced)
     used = {value for node in nodes for value in node.input}
     graph = helper.make_graph(
@@ -150,10 +150,10 @@ class _FlatPart(nn.Module):
         after = flatten_state(self._form)
         self.paths = tuple(after)
         self.zeros = tuple(torch.zeros(value.shape) for value in after.values())
-        self._ids = {name: id(parameter) for name, parameter in self.named_parameters()}
+        self._ids = {name: id(tensor) for name, tensor in self.state_dict(keep_vars=True).items()}
 
-    def parameter_id(self, name: str) -> int:
-        """Return the ``id`` of the parameter the trace calls ``name``, 0 if it is none."""
+    def tensor_id(self, name: str) -> int:
+        """Return the ``id`` of the tensor the trace calls ``name``, 0 if it is none."""
         return self._ids.get(name, 0)
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:

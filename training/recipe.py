@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from shared.errors import ConfigError
+from shared.model.bundle import Preprocessing
 from shared.model.spec import NetworkSpec
 from training.data.sets import Options, check_options
 
@@ -59,14 +60,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A whole training run.
 
     Raises:
-        ValueError: a phase wants more event frames than there are, or the shift is as large as the
-            samples.
+        ValueError: a phase wants more event frames than there are, the shift is as large as the
+            samples, or the normalisation is for another number of channels.
     """
 
     name: str
     network: NetworkSpec
     phases: tuple[Phase, ...]
     data: DataChoice = DataChoice()
+    preprocessing: Preprocessing | None = None
+    """How samples are normalised; None: as :mod:`training.recipe_data` measures it."""
     holdout: Count = 2500
     """Training samples that no phase sees; calibration uses them. Of CIFAR-10 the last ones, of
     sets sorted by class random ones (by ``seed``)."""
@@ -98,6 +101,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         smallest = min(self.network.input_shape[1:])
         if self.shift >= smallest:
             raise ValueError(f"expected a shift below {smallest} pixels, got {self.shift}")
+        if self.preprocessing is not None:
+            self.preprocessing.check_channels(self.network.input_shape[0])
         if self.network.input_kind == "static":
             return
         for phase in self.phases:
@@ -112,6 +117,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether training samples are mirrored."""
         return self.network.input_kind == "static" if self.mirror is None else self.mirror
 
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether a run cannot begin without a trained backbone."""
+        is_imported = not isinstance(self.network.backbone, str)
+        return is_imported or any(p.train in ("bottleneck", "cloud") for p in self.phases[:1])
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
@@ -120,9 +131,20 @@ def load_recipe(path: Path) -> Recipe:
         ConfigError: not there, no TOML, or a key is wrong: says which, what was expected and what
             came.
     """
+    return decode_recipe(read_recipe(path), path)
+
+
+def read_recipe(path: Path) -> bytes:
+    """Return the content of a recipe; ConfigError if it is not there."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"expected a recipe at {path}: {error.strerror}") from error
+
+
+def decode_recipe(content: bytes, path: Path) -> Recipe:
+    """Return the recipe of a file's content; errors as of :func:`load_recipe`."""
+    try:
+        return msgspec.toml.decode(content, type=Recipe)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error

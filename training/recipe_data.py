@@ -50,7 +50,8 @@ def load_training(recipe: Recipe, folder: Path, cache: Path | None = None) -> Tr
             f"expected more samples of {data.name} than a holdout of {recipe.holdout} and a batch "
             f"of {recipe.batch_size}, got {len(data)}"
         )
-    preprocessing = CIFAR10 if recipe.data.name == "cifar10" else normalisation(data)
+    usual = CIFAR10 if recipe.data.name == "cifar10" else None
+    preprocessing = recipe.preprocessing or usual or normalisation(data)
     if recipe.data.name not in IN_RANDOM_ORDER:
         data = data.shuffled(recipe.seed)
     cut = len(data) - recipe.holdout

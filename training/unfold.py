@@ -1,8 +1,8 @@
 """Begin training with the network of a bundle, whose BatchNorm has been folded away.
 
-A BatchNorm is put back behind every convolution so that the network computes what the bundle's
-does, and so that it would go on doing so in training mode: its statistics are measured, its scale
-and shift undo them.
+A BatchNorm is put back behind every layer that had one so that the network computes what the
+bundle's does, and so that it would go on doing so in training mode: its statistics are measured,
+its scale and shift undo them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from shared.model.backbones import Backbone
+from shared.model.backbones import Chain
+from shared.model.folding import Norm
 
 
 @torch.no_grad()
-def unfold(backbone: Backbone, folded: Mapping[str, Tensor], batches: Iterable[Tensor]) -> None:
+def unfold(backbone: Chain, folded: Mapping[str, Tensor], batches: Iterable[Tensor]) -> None:
     """Give a backbone the weights of its folded form.
 
     Args:
-        backbone: as trained, BatchNorm behind every convolution.
+        backbone: as trained, with its BatchNorms.
         folded: every parameter by its name in the folded backbone.
         batches: normalised inputs, float ``[T, N, C, H, W]``, to measure the statistics on.
 
@@ -30,21 +31,19 @@ def unfold(backbone: Backbone, folded: Mapping[str, Tensor], batches: Iterable[T
     norms = {
         name: module[1]
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm2d)
+        if isinstance(module, nn.Sequential) and isinstance(module[1], Norm)
     }
     backbone.load_state_dict(_with_identities(folded, norms))
     _measure(backbone.eval(), list(norms.values()), batches)
     backbone.train()
 
 
-def _with_identities(
-    folded: Mapping[str, Tensor], norms: Mapping[str, nn.BatchNorm2d]
-) -> dict[str, Tensor]:
+def _with_identities(folded: Mapping[str, Tensor], norms: Mapping[str, Norm]) -> dict[str, Tensor]:
     """Return a state in which every BatchNorm does nothing but add the folded bias."""
     state = {name: tensor.float() for name, tensor in folded.items()}
     for name, norm in norms.items():
         if f"{name}.bias" not in state:
-            raise RuntimeError(f"expected a bias {name}.bias of a folded convolution, found none")
+            raise RuntimeError(f"expected a bias {name}.bias of a folded layer, found none")
         bias = state.pop(f"{name}.bias")
         state[f"{name}.0.weight"] = state.pop(f"{name}.weight")
         state |= {
@@ -57,7 +56,7 @@ def _with_identities(
     return state
 
 
-def _measure(backbone: Backbone, norms: list[nn.BatchNorm2d], batches: Iterable[Tensor]) -> None:
+def _measure(backbone: Chain, norms: list[Norm], batches: Iterable[Tensor]) -> None:
     """Set statistics to those of the batches, scale and shift to what undoes them."""
     moments: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 

@@ -29,11 +29,12 @@ def load_network(bundle: Bundle) -> SplitNetwork:
     """Return the bundle's network in folded form, float32, on the CPU.
 
     Raises:
-        BundleError: the weights are damaged or do not fit the spec.
+        BundleError: the weights are damaged or do not fit the spec, or an imported backbone's
+            layers do not exist so.
     """
     try:
         return folded_network(bundle.spec, load_safetensors(bundle.read(WEIGHTS)))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise BundleError(f"{bundle.path / WEIGHTS}: {error}") from error
 
 

@@ -50,6 +50,12 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def check_channels(self, channels: int) -> None:
+        """Check that there are a mean and a deviation per channel; ValueError if not."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise ValueError(f"expected {channels} numbers for {name}, got {len(values)}")
+
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A graph input or output: its name and its shape without the batch axis."""
@@ -87,10 +93,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         spec = self.spec
-        channels = spec.input_shape[0]
-        for name, values in (("mean", self.preprocessing.mean), ("std", self.preprocessing.std)):
-            if len(values) != channels:
-                raise ValueError(f"expected {channels} numbers for {name}, got {len(values)}")
+        self.preprocessing.check_channels(spec.input_shape[0])
         if len(self.labels) != spec.classes:
             raise ValueError(f"expected {spec.classes} labels, got {len(self.labels)}")
         borders: dict[PartName, tuple[Dims, Dims]] = {

@@ -1,8 +1,8 @@
-"""Fold BatchNorm into the convolution before it: the form in which a network is shipped and run.
+"""Fold BatchNorm into the layer before it: the form in which a network is shipped and run.
 
-In a folded :class:`SplitNetwork` every ``Sequential(convolution, BatchNorm)`` is one convolution
-with a bias, so a parameter is called e.g. ``backbone.stem.conv.conv.weight``; these are the names
-in a bundle's weights.
+In a folded :class:`SplitNetwork` every ``Sequential(layer, BatchNorm)`` is one convolution or
+linear layer with a bias, so a parameter is called e.g. ``backbone.stem.conv.conv.weight``; these
+are the names in a bundle's weights.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from shared.model.spec import NetworkSpec
 from shared.model.split import SplitNetwork
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def fold(network: SplitNetwork) -> SplitNetwork:
@@ -53,11 +55,9 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def _fold_pair(pair: nn.Sequential) -> nn.Module:
-    convolution, norm = pair
-    if not isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d):
-        raise TypeError(f"expected a convolution before BatchNorm, got {type(convolution)}")
-    if not isinstance(norm, nn.BatchNorm2d):
-        raise TypeError(f"expected BatchNorm2d after a convolution, got {type(norm)}")
-    return fuse_conv_bn_eval(
-        convolution, norm, transpose=isinstance(convolution, nn.ConvTranspose2d)
-    )
+    layer, norm = pair
+    if isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+        return fuse_linear_bn_eval(layer, norm)
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+        return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d))
+    raise TypeError(f"expected a layer and its BatchNorm, got {type(layer)} and {type(norm)}")

@@ -7,9 +7,9 @@ The recurrence is that of ``snntorch.Leaky`` with its default delayed reset::
     U[t]   = beta * (1 - R[t]) * U[t-1] + I[t]             (reset "zero")
     S[t]   = 1 if U[t] > threshold else 0
 
-so spikes, membrane potential and gradients equal snnTorch's to the last bit. Nothing is held in
-the module between calls: a ``snntorch.Leaky`` keeps its membrane in an attribute and therefore
-mixes the samples of threads that share it.
+The reset "none" leaves the term with ``R[t]`` out. So spikes, membrane potential and gradients
+equal snnTorch's to the last bit. Nothing is held in the module between calls: a ``snntorch.Leaky``
+keeps its membrane in an attribute and therefore mixes the samples of threads that share it.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Reset = Literal["subtract", "zero"]
+Reset = Literal["subtract", "zero", "none"]
 SpikeFunction = Callable[[Tensor], Tensor]
 
 
@@ -47,22 +47,25 @@ def lif_step(
             (zeros at a sample's first).
         beta: leak, the share of the membrane potential that survives one timestep, in [0, 1].
         threshold: firing threshold; a neuron fires strictly above it.
-        reset: ``"subtract"`` takes the threshold off, ``"zero"`` clears the membrane.
+        reset: ``"subtract"`` takes the threshold off, ``"zero"`` clears the membrane, ``"none"``
+            leaves it.
         spike: step function with a surrogate gradient, applied to ``membrane - threshold``.
 
     Returns:
         ``(spikes, membrane)``: float 0/1 and float, both of the shape of ``current``.
 
     Raises:
-        ValueError: ``reset`` is neither "subtract" nor "zero".
+        ValueError: ``reset`` is none of these.
     """
     fired = spike(membrane - threshold).detach().to(current.dtype)
     if reset == "subtract":
         membrane = beta * membrane + current - fired * threshold
     elif reset == "zero":
         membrane = beta * ((1 - fired) * membrane) + current
+    elif reset == "none":
+        membrane = beta * membrane + current
     else:
-        raise ValueError(f"reset must be 'subtract' or 'zero', got {reset!r}")
+        raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}")
     return spike(membrane - threshold).to(current.dtype), membrane
 
 
@@ -70,22 +73,23 @@ class LIF(nn.Module):
     """A layer of LIF neurons with fixed leak and threshold, applied to a run of timesteps.
 
     Args:
-        beta: leak, in [0, 1].
-        threshold: firing threshold.
+        beta: leak, in [0, 1]; a tensor becomes a buffer of the module.
+        threshold: firing threshold; a tensor becomes a buffer of the module.
         reset: see :func:`lif_step`.
         spike: see :func:`lif_step`.
     """
 
     def __init__(
         self,
-        beta: float = 0.5,
-        threshold: float = 1.0,
+        beta: float | Tensor = 0.5,
+        threshold: float | Tensor = 1.0,
         reset: Reset = "subtract",
         spike: SpikeFunction = heaviside,
     ) -> None:
         super().__init__()
-        self.beta = beta
-        self.threshold = threshold
+        self.beta, self.threshold = (
+            nn.Buffer(value) if isinstance(value, Tensor) else value for value in (beta, threshold)
+        )
         self.reset = reset
         self.spike = spike
 

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shared.model.layers import ImportedBackbone
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Channels = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 
@@ -21,7 +23,7 @@ SPLIT_POINTS = {
 
 
 class NeuronSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Leaky integrate-and-fire parameters shared by every layer."""
+    """Leaky integrate-and-fire parameters of every layer, but for those of an imported backbone."""
 
     beta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     """Leak: share of the membrane potential that survives one timestep."""
@@ -51,9 +53,10 @@ class BottleneckSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A backbone, its input and its bottleneck."""
 
-    backbone: Literal["resnet18", "vgg16"]
+    backbone: Literal["resnet18", "vgg16"] | ImportedBackbone
+    """By name, or layer by layer as ``neucodex-train import-net`` describes it."""
     width: Annotated[float, msgspec.Meta(gt=0, le=4)] = 1.0
-    """Multiplier of all channel counts of the backbone."""
+    """Multiplier of all channel counts of a named backbone."""
     input_shape: tuple[Positive, Positive, Positive]
     """``[C, H, W]`` of one timestep's input."""
     input_kind: Literal["static", "events"] = "static"
@@ -66,12 +69,13 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bottleneck: BottleneckSpec
 
     def __post_init__(self) -> None:
-        points = SPLIT_POINTS[self.backbone]
-        if self.bottleneck.split not in points:
+        if self.bottleneck.split not in self.split_points:
             raise ValueError(
-                f"expected split to be one of {', '.join(points)} for {self.backbone}, "
-                f"got {self.bottleneck.split!r}"
+                f"expected split to be one of {', '.join(self.split_points)} for "
+                f"{self.backbone_name}, got {self.bottleneck.split!r}"
             )
+        if self.width != 1 and not isinstance(self.backbone, str):
+            raise ValueError(f"expected no width of an imported backbone, got {self.width:g}")
         _, height, width = self.feature_shape
         if height % self.bottleneck.stride or width % self.bottleneck.stride:
             raise ValueError(
@@ -80,10 +84,24 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
 
     @property
+    def backbone_name(self) -> str:
+        """``resnet18``, ``vgg16`` or ``imported``."""
+        return self.backbone if isinstance(self.backbone, str) else "imported"
+
+    @property
+    def split_points(self) -> tuple[str, ...]:
+        """The places at which this backbone may be cut."""
+        if isinstance(self.backbone, str):
+            return SPLIT_POINTS[self.backbone]
+        return tuple(stage.name for stage in self.backbone.stages)
+
+    @property
     def feature_shape(self) -> tuple[int, int, int]:
         """``[C, H, W]`` of the binary features at the split point."""
+        index = self.split_points.index(self.bottleneck.split)
+        if not isinstance(self.backbone, str):
+            return self.backbone.stages[index].features
         _, height, width = self.input_shape
-        index = SPLIT_POINTS[self.backbone].index(self.bottleneck.split)
         if self.backbone == "resnet18":
             full, halvings = (64, 64, 128, 256, 512)[index], max(0, index - 1)
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shared.model.backbones import Backbone, Chain, State
 from shared.model.bottleneck import make_decoder, make_encoder
+from shared.model.imported import make_imported
 from shared.model.neuron import LIF, SpikeFunction, heaviside
 from shared.model.spec import NetworkSpec
 
@@ -36,7 +37,9 @@ class SplitNetwork(nn.Module):
             neuron = spec.neuron
             return LIF(neuron.beta, neuron.threshold, neuron.reset, spike)
 
-        def make_backbone() -> Backbone:
+        def make_backbone() -> Chain:
+            if not isinstance(spec.backbone, str):
+                return make_imported(spec.backbone, spike)
             return Backbone(
                 spec.backbone,
                 inputs=spec.input_shape[0],

@@ -193,6 +193,14 @@ def test_teachers_are_for_cifar10(events_recipe: Recipe, cifar10: Path, tmp_path
         fit(events_recipe, data, tmp_path, options)
 
 
+@pytest.mark.parametrize("train", ["bottleneck", "cloud"])
+def test_a_backbone_that_stays_as_it_is_must_come_from_somewhere(
+    recipe: Recipe, data: TrainingData, tmp_path: Path, train: str
+) -> None:
+    with pytest.raises(ConfigError, match="expected a backbone to begin with"):
+        fit(one_phase(recipe, train), data, tmp_path, FRESH)
+
+
 @pytest.mark.parametrize("name", ["abacus", "cuda:99"])
 def test_a_device_that_is_not_here_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"expected a device that is here, got '{name}'"):

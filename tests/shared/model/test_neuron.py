@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 import snntorch
 import torch
 from snntorch import surrogate
 from torch import Tensor
 
-from shared.model.neuron import LIF, lif_step
+from shared.model.neuron import LIF, Reset, lif_step
 
 
 def run_leaky(
@@ -31,7 +29,7 @@ def run_leaky(
 
 
 def run_ours(
-    currents: Tensor, beta: float, threshold: float, reset: Literal["subtract", "zero"]
+    currents: Tensor, beta: float, threshold: float, reset: Reset
 ) -> tuple[Tensor, Tensor, Tensor]:
     leaf = currents.clone().requires_grad_()
     spike = surrogate.atan(alpha=2.0)
@@ -53,10 +51,10 @@ def finish(leaf: Tensor, spikes: Tensor, membranes: Tensor) -> tuple[Tensor, Ten
     return spikes.detach(), membranes.detach(), gradient
 
 
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize(("beta", "threshold"), [(0.5, 1.0), (0.9, 1.0), (0.95, 0.7), (0.0, 1.3)])
 def test_fifty_steps_equal_snntorch_to_the_last_bit(
-    beta: float, threshold: float, reset: Literal["subtract", "zero"]
+    beta: float, threshold: float, reset: Reset
 ) -> None:
     currents = torch.randn(50, 4, 3, 5, 5, generator=torch.Generator().manual_seed(7)) + 0.3
 
@@ -87,8 +85,8 @@ def test_the_step_leaves_its_arguments_alone() -> None:
 
 
 def test_unknown_reset_is_refused() -> None:
-    with pytest.raises(ValueError, match="'subtract' or 'zero', got 'none'"):
-        lif_step(torch.zeros(1), torch.zeros(1), beta=0.5, reset="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'subtract', 'zero' or 'none', got 'half'"):
+        lif_step(torch.zeros(1), torch.zeros(1), beta=0.5, reset="half")  # type: ignore[arg-type]
 
 
 def test_a_run_equals_its_steps() -> None:
