@@ -239,7 +239,7 @@ def show(report: Report, console: Console) -> None:
 def _modes_table(report: Report) -> Table:
     model = report.model
     table = Table(
-        title=f"{report.images:,} images, spiking {model['backbone']} split after "
+        title=f"{report.images:,} images, spiking network ({model['backbone']}) split after "
         f"{model['split']}, T = {model['timesteps']}",
         caption="edge-only-exit: same network and exit rule, all on the edge\n"
         "edge-only-full: the network before the bottleneck was inserted, full T\n"

@@ -100,14 +100,9 @@ def _tested(test: BudgetTest | None) -> str:
 def _head(manifest: Manifest) -> str:
     spec, bottleneck = manifest.spec, manifest.spec.bottleneck
     bits = spec.code_bits
-    network = (
-        f"A spiking {spec.backbone} of width {spec.width:g}"
-        if isinstance(spec.backbone, str)
-        else "A spiking network that was imported"
-    )
     return f"""# {manifest.name} {manifest.version}
 
-{network}, split after `{bottleneck.split}`.
+A spiking network ({spec.backbone_name}, width {spec.width:g}), split after `{bottleneck.split}`.
 
 - input {list(spec.input_shape)}, {spec.classes} classes, T = {spec.timesteps}
 - features at the split {list(spec.feature_shape)}

@@ -48,8 +48,8 @@ def markdown(report: Report, drawn: Sequence[str]) -> str:
     model = report.model
     parts = [
         f"# {model['name']} measured on {report.machine['processor']}",
-        f"{report.measured_at}, {report.images} images, spiking {model['backbone']} of width "
-        f"{model['width']:g} split after `{model['split']}`, T = {model['timesteps']}.",
+        f"{report.measured_at}, {report.images} images, spiking network ({model['backbone']}, "
+        f"width {model['width']:g}) split after `{model['split']}`, T = {model['timesteps']}.",
         "## Results",
         _table(_results(report)),
         *_skipped(report),

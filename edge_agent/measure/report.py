@@ -159,7 +159,7 @@ def make_report(
             "name": manifest.name,
             "version": manifest.version,
             "digest": bundle.digest,
-            "backbone": spec.backbone,
+            "backbone": spec.backbone_name,
             "width": spec.width,
             "split": spec.bottleneck.split,
             "timesteps": spec.timesteps,

@@ -190,7 +190,10 @@ def test_the_run_is_evaluated_and_calibrated_like_any_other(
     evaluation = load_evaluation(run / "evaluation.json")
     assert (evaluation.name, evaluation.images) == ("snntorch-net", 8)
     assert "99" in capsys.readouterr().out
-    assert "network that was imported" in (run / "bundle" / "CARD.md").read_text()
+    assert (
+        "spiking network (imported, width 1), split after `pool2`"
+        in (run / "bundle" / "CARD.md").read_text()
+    )
 
 
 def test_the_pair_serves_the_bundle(run: Path, few_tests: LabelledFrames) -> None:
