@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import snntorch
@@ -39,23 +39,27 @@ class Converted(NamedTuple):
 def named_stages(network: nn.Module) -> dict[str, list[NamedLayer]]:
     """Return a network's layers by stage, in the order they run.
 
+    Left out are layers that do nothing in evaluation mode, and stages of nothing else.
+
     Args:
         network: an ``nn.Sequential``, each of whose children is a stage, or a module whose
             attribute ``stages`` maps the name of each stage to a layer, an ``nn.Sequential``, or a
-            list of these.
+            list of these; a mapping, or such a module itself.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or there are no layers.
     """
-    stages = network._modules if _is_sequential(network) else getattr(network, "stages", None)
-    if isinstance(stages, nn.ModuleDict):
+    stages: Any = network if _is_sequential(network) else getattr(network, "stages", None)
+    if _is_sequential(stages) or isinstance(stages, nn.ModuleDict):
         stages = stages._modules
-    if not isinstance(stages, Mapping) or not stages:
-        raise ConfigError(
-            "expected an nn.Sequential, or a module whose attribute stages maps names to layers, "
-            f"got {type(network).__name__}"
-        )
-    return {str(name): list(_leaves(str(name), stage)) for name, stage in stages.items()}
+    if isinstance(stages, Mapping):
+        named = {str(name): list(_leaves(str(name), stage)) for name, stage in stages.items()}
+        if any(named.values()):
+            return {name: leaves for name, leaves in named.items() if leaves}
+    raise ConfigError(
+        "expected an nn.Sequential, or a module whose attribute stages maps names to layers, "
+        f"got {type(network).__name__}"
+    )
 
 
 def _is_sequential(module: object) -> bool:
@@ -64,7 +68,8 @@ def _is_sequential(module: object) -> bool:
 
 def _leaves(name: str, stage: object) -> Iterator[NamedLayer]:
     if isinstance(stage, nn.Module) and not _is_sequential(stage):
-        yield NamedLayer(name, stage)
+        if type(stage) not in DROPPED:
+            yield NamedLayer(name, stage)
         return
     if not isinstance(stage, nn.Sequential | Sequence):
         raise ConfigError(f"layer {name}: expected an nn.Module, got {type(stage).__name__}")
@@ -128,8 +133,6 @@ class _Conversion:
     def take(self, leaf: NamedLayer) -> None:
         """Take a layer over; ConfigError if that cannot be."""
         module, kind = leaf.module, type(leaf.module)
-        if kind in DROPPED:
-            return
         try:
             if kind is snntorch.Leaky and module.init_hidden and self._has(module):
                 raise ValueError("expected neurons with a state of their own, got earlier ones")

@@ -62,15 +62,10 @@ def make_imported(backbone: layers.ImportedBackbone, spike: SpikeFunction) -> Ch
     return Chain({name: _make_stage(described, spike) for name, described in stages.items()})
 
 
-def layer_name(number: int, layer: layers.Layer) -> str:
-    """Return the name of a stage's layer, counted from 1."""
-    return f"{type(layer).__name__.lower()}{number}"
-
-
 def _make_stage(described: Iterable[layers.AnyLayer], spike: SpikeFunction) -> Chain:
     return Chain(
         {
-            layer_name(number, layer): _make_layer(layer, spike)
+            f"{type(layer).__name__.lower()}{number}": _make_layer(layer, spike)
             for number, layer in enumerate(described, start=1)
         }
     )

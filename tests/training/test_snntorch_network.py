@@ -439,6 +439,27 @@ def test_a_network_must_have_a_split_point() -> None:
         convert(network, INPUT, CLASSES, "spikes")
 
 
+class Staged(nn.Module):
+    """Keeps its stages as a module."""
+
+    def __init__(self, stages: nn.Module) -> None:
+        super().__init__()
+        self.stages = stages
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleDict])
+def test_stages_may_be_a_module_and_end_in_nothing(kind: Any) -> None:
+    named = {"conv": nn.Conv2d(2, 3, 3), "lif": leaky(), "flat": nn.Flatten()}
+    named |= {"linear": nn.Linear(300, CLASSES), "last": leaky(), "nothing": nn.Identity()}
+    network = Staged(kind(OrderedDict(named))).eval()
+
+    converted = convert(network, INPUT, CLASSES, "membrane")
+
+    assert [stage.name for stage in converted.description.stages] == ["lif"]
+    x = frames()
+    assert torch.equal(stepped(converted.backbone, x), original_logits(network, x, "membrane"))
+
+
 class OwnForward(nn.Sequential):
     """Runs its layers in another order."""
 
@@ -459,6 +480,7 @@ class BadStages(nn.Module):
     [
         (nn.Linear(2, 2), "expected an nn.Sequential, or a module whose attribute stages maps"),
         (OwnForward(nn.Linear(2, 2)), "attribute stages maps names to layers, got OwnForward"),
+        (nn.Sequential(nn.Dropout()), "attribute stages maps names to layers, got Sequential"),
         (nn.Sequential(), "attribute stages maps names to layers, got Sequential"),
         (nn.Sequential(OwnForward(nn.Flatten())), "layer 0, OwnForward: expected one of"),
         (BadStages(), "layer first.1: expected an nn.Module, got "),
