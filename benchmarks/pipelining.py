@@ -22,6 +22,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from statistics import mean, median
 from time import perf_counter
@@ -99,8 +100,8 @@ async def _measure(bundle: Bundle, extent: Extent) -> tuple[dict[str, Any], list
         typical = {}
         for name in extent.profiles:
             with emulated(PROFILES[name], address) as link:
-                facts[name] = link.facts
-                typical[name], found = await on_profile(link, bundle, extent)
+                typical[name], chosen, found = await on_profile(link, bundle, extent)
+                facts[name] = link.facts | {"policy_chose": chosen}
                 results += found
         for before, after in extent.changes:
             with emulated(PROFILES[before], address) as link:
@@ -355,24 +356,38 @@ def typical_seconds(answers: Sequence[Answer]) -> float:
 
 async def on_profile(
     link: Link, bundle: Bundle, extent: Extent
-) -> tuple[dict[Choice, float], list[Result]]:
-    """Compare the policy with every fixed way; return the typical latency of each."""
+) -> tuple[dict[Choice, float], dict[str, int], list[Result]]:
+    """Compare the policy with every fixed way.
+
+    Returns:
+        The typical latency of every fixed way, how often the policy chose each, and the figures.
+    """
     fixed = fixed_ways(bundle)
     ways: dict[str, Mapping[str, Any]] = {str(choice): keys for choice, keys in fixed.items()}
+    chosen: list[str] = []
     async with running(link.address, bundle, ways | {"policy": {}}) as loops:
-        answers = await take_turns(loops, pictures(extent.profile_samples))
+        answers: dict[str, list[Answer]] = {name: [] for name in loops}
+        for picture in pictures(extent.profile_samples):
+            for name, found in (await take_turns(loops, [picture])).items():
+                answers[name] += found
+            chosen.append(str(loops["policy"].choice))
     seconds = {name: typical_seconds(each[WARM_UP:]) for name, each in answers.items()}
     best = min(seconds[name] for name in ways)
     name = link.profile.name
-    return {choice: seconds[str(choice)] for choice in fixed}, [
-        figure(
-            f"policy_over_best_fixed_{name}", [seconds["policy"] / best], "ratio", "at most 1.1"
-        ),
-        *(
-            figure(f"typical_latency_{name}: {way}", [value], "seconds")
-            for way, value in seconds.items()
-        ),
-    ]
+    typical = {choice: seconds[str(choice)] for choice in fixed}
+    return (
+        typical,
+        Counter(chosen[WARM_UP:]),
+        [
+            figure(
+                f"policy_over_best_fixed_{name}", [seconds["policy"] / best], "ratio", "at most 1.1"
+            ),
+            *(
+                figure(f"typical_latency_{name}: {way}", [value], "seconds")
+                for way, value in seconds.items()
+            ),
+        ],
+    )
 
 
 async def recovery(

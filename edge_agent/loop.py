@@ -347,7 +347,6 @@ class EdgeLoop(Generic[F]):
         actions = self._session.verdict(verdict)
         self._metrics.stage(EdgeStage.EXIT_RULE, perf_counter() - began)
         self._carry_out(actions)
-        self._retune()
 
     def _on_failure(self, link: CloudLink, failure: Failure) -> None:
         if self._link is not link:
@@ -381,7 +380,7 @@ class EdgeLoop(Generic[F]):
             self._tuner.observer.verdict(sent, verdict.timestep, verdict.service_seconds, now)
 
     def _retune(self) -> None:
-        """Let the tuner change the settings, between what one event brings and the next."""
+        """Let the tuner change the settings; never while the session's actions are carried out."""
         if self._tuner is None:
             return
         settings = self._tuner.settle(perf_counter())
@@ -524,6 +523,8 @@ class EdgeLoop(Generic[F]):
             self._count_baselines()
         if self._tuner is not None:
             self._tuner.observer.answered(used)
+            # Not before what else this event brings: the next sample's head runs meanwhile.
+            asyncio.get_running_loop().call_soon(self._retune)
         self.answered += 1
         if not sample.future.done():
             sample.future.set_result(
@@ -636,7 +637,6 @@ class EdgeLoop(Generic[F]):
                 step_seconds = verdict.service_seconds / (verdict.timestep + 1)
                 self._tuner.observer.tail(step_seconds, perf_counter())
             self._answer(sample, verdict, Placement.FALLBACK)
-            self._retune()
 
 
 class _Backoff:

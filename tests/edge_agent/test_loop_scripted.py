@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -13,6 +15,8 @@ from prometheus_client import CollectorRegistry
 from edge_agent.feeds import FrameFeed, frame_feeds
 from edge_agent.inputs import Reader, Worker
 from edge_agent.loop import EdgeLoop, Options
+from edge_agent.sources.base import Item
+from edge_agent.sources.classify import classify_items
 from shared.codec.packet import parse_header
 from shared.errors import LinkLostError, NeucodexError, RefusedError, SampleCode, SampleError
 from shared.messages import (
@@ -281,3 +285,21 @@ async def test_verdicts_of_two_samples_reach_their_own_callers(scripts: Scripts)
         link.verdict(0, 0, label=1)
         assert [(await future).label for future in futures] == [1, 2]
         assert script.count("edge_queue_depth") == 0
+
+
+async def test_a_sources_results_keep_their_order_when_a_later_sample_is_answered_first(
+    scripts: Scripts,
+) -> None:
+    link, results = ScriptedLink(samples_in_flight=2), io.StringIO()
+    metrics = EdgeMetrics(CollectorRegistry(), model="tiny")
+    items = iter([Item("first", picture(0)), Item("second", picture(1))])
+    async with scripts(link, samples_in_flight=2) as script:
+        reading = asyncio.create_task(classify_items(script.loop, items, results, metrics))
+        await sent(link, 2)
+        link.verdict(1, 0, label=2)
+        await until(lambda: script.loop.answered == 1)
+        assert results.getvalue() == ""
+        link.verdict(0, 0, label=1)
+        await reading
+    lines = [json.loads(line) for line in results.getvalue().splitlines()]
+    assert [(line["input"], line["label"]) for line in lines] == [("first", 1), ("second", 2)]

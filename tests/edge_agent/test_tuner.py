@@ -11,8 +11,10 @@ import pytest
 
 from edge_agent import assembly
 from edge_agent.config import EdgeConfig
+from edge_agent.policy import Choice, Conditions, expect
 from shared.engine.base import Array, Engine, State
 from shared.errors import BundleError
+from shared.messages import ReplyMode
 from shared.model.bundle import Bundle, PartName
 from tests.edge_agent.conftest import PATIENCE_SECONDS, Clouds, Edges, Metered, Relay, png, until
 
@@ -100,6 +102,43 @@ async def test_the_clouds_limits_are_kept_and_a_new_stream_begins_plainly(
             await classify_until(edge, lambda: window(edge) == 2)
             assert edge.count("edge_setting_packet_timesteps") == 1
             assert edge.count("edge_retries_total", reason="connect") == 0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(),
+        Choice(window=4),
+        Choice(reply_mode=ReplyMode.EXIT),
+        Choice(reply_mode=ReplyMode.EXIT, steps_per_packet=4),
+    ],
+    ids=str,
+)
+async def test_the_bytes_expected_are_those_the_kernel_counts(
+    clouds: Clouds, edges: Edges, choice: Choice
+) -> None:
+    samples = 40
+    how = {
+        "reply_mode": choice.reply_mode.value,
+        "window": choice.window,
+        "steps_per_packet": choice.steps_per_packet,
+        "codec": "raw",
+    }
+    async with clouds() as cloud, edges(cloud=cloud.address, **how) as edge:
+        await edge.loop.submit(png(0))
+        before = edge.count("edge_wire_bytes_total")
+        for seed in range(samples):
+            await edge.loop.submit(png(seed))
+        counted = (edge.count("edge_wire_bytes_total") - before) / samples
+    # All T timesteps are used; times do not matter then.
+    conditions = Conditions(
+        exits=(0.0, 0.0, 0.0, 1.0),
+        head_seconds=0.001,
+        service_seconds=0.001,
+        transport_seconds=0.001,
+        payload_bytes=32,
+    )
+    assert expect(choice, conditions).wire_bytes == pytest.approx(counted, rel=0.15)
 
 
 class Slow:
