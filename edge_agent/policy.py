@@ -187,6 +187,8 @@ class Progress:
 class Timeline:
     """When what happens to one sample, in seconds from the begin of its first head step.
 
+    A last packet of fewer than k timesteps takes as long as a full one.
+
     Args:
         choice: a way over the link.
         conditions: what holds.
@@ -302,6 +304,7 @@ def _expect_over_link(choice: Choice, conditions: Conditions) -> Expected:
     hold = mean(map(timeline.hold, answers, progress))
     computed = mean(each.computed for each in progress)
     packets = mean(each.packets for each in progress)
+    sent = mean(min(each.packets * steps, len(exits)) for each in progress)
     stepwise = choice.reply_mode is ReplyMode.STEP
     verdicts = mean(1 + stepwise * (timestep // steps) for timestep in range(len(exits)))
     flights = mean(max(1, math.ceil(each.packets / choice.depth)) for each in progress)
@@ -311,14 +314,14 @@ def _expect_over_link(choice: Choice, conditions: Conditions) -> Expected:
         choice=choice,
         latency_seconds=mean(answers) + hold,
         late_seconds=answers[late_timestep(exits)] + hold,
-        payload_bytes=packets * steps * conditions.payload_bytes,
+        payload_bytes=sent * conditions.payload_bytes,
         message_bytes=message_bytes,
         wire_bytes=message_bytes
         + (packets + verdicts) * WIRE_MESSAGE_BYTES
         + silent * flights * ACK_BYTES,
         energy_joules=computed * conditions.head_joules,
         timesteps_computed=computed,
-        timesteps_sent=packets * steps,
+        timesteps_sent=sent,
     )
 
 

@@ -39,6 +39,8 @@ WARM_UP, FEWEST, MOST = 2, 3, 15
 """Samples of a run that do not count; those that count, at least and at most."""
 RUN_SECONDS = 2.0
 """A run ends then if it has samples enough."""
+DEADLINE_SECONDS = 60.0
+"""For a sample; a slow link is to be measured, not to be given up."""
 FULL, FIRST = 1.0, 0.0
 """Alpha that no confidence exceeds: T timesteps; and one that all do: a single timestep."""
 WEBP_QUALITY = 75
@@ -146,12 +148,14 @@ class Surveyor:
         self._config = replace(
             config,
             bundle=str(bundle.path),
+            placement="co_inference",
             network="split",
             loss_budget=None,
             window=1,
             steps_per_packet=1,
             reply_mode="step",
             samples_in_flight=1,
+            deadline_seconds=DEADLINE_SECONDS,
             choose_local=False,
             fallback="none",
             source=None,

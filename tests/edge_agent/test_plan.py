@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,13 @@ async def test_every_placement_is_planned_from_what_was_measured(
 ) -> None:
     async with clouds() as server:
         relay.target, relay.delay_seconds = server.address, 0.02
-        config = EdgeConfig(bundle=str(tiny_bundle.path), cloud=relay.address)
+        # Whatever the daemon is told to do now.
+        now: dict[str, Any] = {
+            "placement": "edge_only",
+            "network": "whole",
+            "deadline_seconds": 0.001,
+        }
+        config = EdgeConfig(bundle=str(tiny_bundle.path), cloud=relay.address, **now)
         plan = await make_plan([config], None)
     measured = plan.measured[config.bundle]
     assert measured.transport_seconds is not None and measured.upload is not None
