@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge_agent.config import EdgeConfig
@@ -61,3 +62,14 @@ def _listed(budget: float | str | None, calibration: Calibration) -> str:
     if name not in lists:
         raise ConfigError(f"loss_budget: expected one of {', '.join(lists)}, got {name!r}")
     return name
+
+
+def exit_shares(calibration: Calibration, alpha: Sequence[float]) -> tuple[float, ...]:
+    """Return what share of the samples is likely to exit at t = 0..T-1.
+
+    It was measured under the bundle's default list and stands in for others, but where ``alpha``
+    lets no sample exit early.
+    """
+    if all(value >= 1 for value in alpha):
+        return (0.0,) * len(alpha) + (1.0,)
+    return calibration.exit_distribution

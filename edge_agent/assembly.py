@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from edge_agent import feeds
-from edge_agent.alpha import choose_alpha
+from edge_agent.alpha import choose_alpha, exit_shares
 from edge_agent.config import EdgeConfig
 from edge_agent.describe import describing
 from edge_agent.fallback import Fallback
@@ -100,7 +100,7 @@ class Kit:
             here = Here(rehearse=fallback.rehearse, probing=partial(describing, config.cloud))
         wishes = Wishes(goal=config.goal, fixed=config.fixed, here=here)
         model = Model(
-            exits=self.calibration.exit_distribution,
+            exits=exit_shares(self.calibration, settings.alpha),
             check_bytes=Checksum(config.checksum).size_bytes,
             head_joules=energy.joules(operations["head"], 1),
             tail_joules=energy.joules(operations["tail"], 1),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from edge_agent.alpha import choose_alpha, exit_shares
 from edge_agent.config import EdgeConfig
 from edge_agent.describe import describing
 from edge_agent.policy import (
@@ -30,7 +32,7 @@ from edge_agent.policy import (
     expect,
     late_timestep,
 )
-from edge_agent.survey import Measured, Surveyor, Upload, read_inputs
+from edge_agent.survey import Measured, Surveyor, Upload, inputs_for
 from protos import co_inference_pb2 as pb
 from shared.codec.packet import MAX_TIMESTEPS, Checksum
 from shared.config import Value
@@ -105,6 +107,8 @@ async def make_plan(configs: Sequence[EdgeConfig], images: Path | None) -> Plan:
         BundleError: a bundle that is damaged.
         NeucodexError: a run failed.
     """
+    # Whatever the daemon runs now: the way to run is what is to be found.
+    configs = [replace(each, placement="co_inference", network="split") for each in configs]
     first, notes = configs[0], [] if images else ["inputs: made up (--images takes yours)"]
     served = await _served(first.cloud, notes)
     measured: dict[str, Measured] = {}
@@ -114,7 +118,7 @@ async def make_plan(configs: Sequence[EdgeConfig], images: Path | None) -> Plan:
         model = served.get(bundle.digest)
         if served and model is None:
             notes.append(f"{config.bundle}: the cloud does not serve it")
-        surveyor = Surveyor(config, bundle, read_inputs(images, bundle.spec))
+        surveyor = Surveyor(config, bundle, inputs_for(bundle, images))
         figures = measured[config.bundle] = await _survey(surveyor, model)
         found += [(config, bundle, way) for way in _ways(config, bundle, figures)]
     if not found:
@@ -157,9 +161,10 @@ async def _survey(surveyor: Surveyor, model: pb.Model | None) -> Measured:
 def _ways(config: EdgeConfig, bundle: Bundle, measured: Measured) -> Iterator[_Way]:
     """Yield what can be expected from what was measured."""
     calibration, timesteps = bundle.calibration(), bundle.spec.timesteps
+    alpha = choose_alpha(config, calibration, timesteps).values
     joules = {part: energy.joules(each, 1) for part, each in calibration.operations.items()}
     conditions = Conditions(
-        exits=calibration.exit_distribution,
+        exits=exit_shares(calibration, alpha),
         head_seconds=measured.head_seconds or 0.0,
         service_seconds=measured.service_seconds or 0.0,
         transport_seconds=measured.transport_seconds or 0.0,

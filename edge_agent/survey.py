@@ -5,7 +5,6 @@ Everything is run for a moment by the daemon's own loop; the figures are medians
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,21 +15,17 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec.structs import replace
-from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from edge_agent.answers import Answer, Latency
 from edge_agent.assembly import build_loop
 from edge_agent.config import EdgeConfig
 from edge_agent.inputs import Array, Data
-from edge_agent.sources.array import read_array
-from edge_agent.sources.base import Item
-from edge_agent.sources.folder import read_folder
+from edge_agent.measure.inputs import read_inputs
+from edge_agent.measure.modes import as_it_is, is_picture, webp
 from shared import wire
-from shared.errors import ConfigError, InputError
 from shared.metrics import EdgeMetrics
 from shared.model.bundle import Bundle
-from shared.model.preprocessing import MODES, decode_image
 from shared.model.spec import NetworkSpec
 
 INPUTS = 8
@@ -43,7 +38,6 @@ DEADLINE_SECONDS = 60.0
 """For a sample; a slow link is to be measured, not to be given up."""
 FULL, FIRST = 1.0, 0.0
 """Alpha that no confidence exceeds: T timesteps; and one that all do: a single timestep."""
-WEBP_QUALITY = 75
 TOLD_APART = 3.0
 """A rate shows where a large message takes longer than a small one by so many times the spread."""
 TOLD_SECONDS = 0.001
@@ -79,37 +73,19 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     upload: Upload | None = None
 
 
-def read_inputs(path: Path | None, spec: NetworkSpec) -> list[Array]:
-    """Return the first few inputs of a folder of images or a file of arrays, else made-up ones.
+def inputs_for(bundle: Bundle, images: Path | None) -> list[Array]:
+    """Return the first few of a user's inputs, or made-up ones.
 
     Args:
-        path: see :mod:`edge_agent.sources`; None for smooth noise.
-        spec: of the network; images are resized for it.
-
-    Returns:
-        Arrays ``[C, H, W]`` or ``[T, C, H, W]``, uint8 or float32.
+        bundle: the network they are for.
+        images: see :func:`edge_agent.measure.inputs.read_inputs`; None for smooth noise.
 
     Raises:
         ConfigError: nothing there, or something that cannot be used.
     """
-    if path is None:
-        return [_made_up(spec, seed) for seed in range(INPUTS)]
-    items = read_folder(path) if path.is_dir() else read_array(path)
-    arrays = [_array(item, spec) for item in itertools.islice(items, INPUTS)]
-    if not arrays:
-        raise ConfigError(f"images: expected images at {path}, there are none")
-    return arrays
-
-
-def _array(item: Item, spec: NetworkSpec) -> Array:
-    try:
-        if isinstance(item.data, InputError):
-            raise item.data
-        return (
-            decode_image(item.data, spec.input_shape) if isinstance(item.data, bytes) else item.data
-        )
-    except InputError as error:
-        raise ConfigError(f"images: {item.name}: {error}") from error
+    if images is None:
+        return [_made_up(bundle.spec, seed) for seed in range(INPUTS)]
+    return read_inputs(images, None, bundle.manifest, INPUTS).arrays
 
 
 def _made_up(spec: NetworkSpec, seed: int) -> Array:
@@ -122,15 +98,6 @@ def _made_up(spec: NetworkSpec, seed: int) -> Array:
     return np.ascontiguousarray(fine[:, :height, :width])
 
 
-def _as_file(array: Array) -> Data:
-    """Return a picture as a WebP file, another input as it is."""
-    if array.ndim != 3 or array.dtype != np.uint8 or array.shape[0] not in MODES:
-        return array
-    file = io.BytesIO()
-    Image.fromarray(array.transpose(1, 2, 0).squeeze()).save(file, "WebP", quality=WEBP_QUALITY)
-    return file.getvalue()
-
-
 def _message_bytes(data: Data) -> int:
     return len(wire.input_to_proto(data).SerializeToString())
 
@@ -139,7 +106,7 @@ class Surveyor:
     """Measures one bundle.
 
     Args:
-        config: of the daemon; placement and settings are replaced.
+        config: of the daemon, in co-inference; the settings are replaced.
         bundle: what to run.
         arrays: inputs of the network's size.
     """
@@ -148,8 +115,6 @@ class Surveyor:
         self._config = replace(
             config,
             bundle=str(bundle.path),
-            placement="co_inference",
-            network="split",
             loss_budget=None,
             window=1,
             steps_per_packet=1,
@@ -196,7 +161,8 @@ class Surveyor:
     async def in_cloud(self, measured: Measured) -> Measured:
         """Run the whole network in the cloud, on uploads; tell the link's rate by the largest."""
         began = perf_counter()
-        files = [_as_file(array) for array in self._arrays]
+        as_file = webp if all(map(is_picture, self._arrays)) else as_it_is
+        files = [as_file(array) for array in self._arrays]
         encode_seconds = (perf_counter() - began) / len(files)
         first = await self._run(files, placement="cloud_only", alpha=FIRST)
         full = await self._run(files, placement="cloud_only", alpha=FULL)
@@ -204,7 +170,7 @@ class Surveyor:
             median(each.latency.service_seconds for each in answers) for answers in (first, full)
         )
         upload = Upload(
-            kind="webp" if isinstance(files[0], bytes) else "array",
+            kind="webp" if as_file is webp else "array",
             message_bytes=float(np.mean([_message_bytes(file) for file in files])),
             encode_seconds=encode_seconds,
             transport_seconds=median(each.latency.transport_seconds for each in first),

@@ -151,10 +151,11 @@ def obstacle(mode: Mode, bundle: Bundle, arrays: list[Array]) -> str | None:
         return "the bundle does not hold the network before the bottleneck was inserted"
     if mode.name == "edge_only_exit" and not bundle.has("tail"):
         return "the bundle on this device has no tail"
-    if mode.encode is not as_it_is and not all(map(_is_picture, arrays)):
+    if mode.encode is not as_it_is and not all(map(is_picture, arrays)):
         return "the inputs are no pictures of 8-bit grey or colour"
     return None
 
 
-def _is_picture(array: Array) -> bool:
+def is_picture(array: Array) -> bool:
+    """Say whether an input is a picture of 8-bit grey or colour."""
     return array.ndim == 3 and array.dtype.name == "uint8" and array.shape[0] in PICTURE_MODES

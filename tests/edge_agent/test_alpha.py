@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.alpha import ChosenAlpha, choose_alpha
+from edge_agent.alpha import ChosenAlpha, choose_alpha, exit_shares
 from edge_agent.config import EdgeConfig
 from shared.errors import ConfigError
 from shared.model.bundle import BudgetTest, Bundle, Calibration
@@ -74,3 +74,11 @@ def test_what_the_bundle_is_not_calibrated_for_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"loss_budget: expected .*full, .*{BY_TIMESTEP}"):
         chosen(calibration, loss_budget=budget)
+
+
+def test_exit_shares_are_the_calibrations_unless_no_sample_may_exit_early(
+    calibration: Calibration,
+) -> None:
+    assert exit_shares(calibration, (0.5, 1.0, 1.0)) == calibration.exit_distribution
+    assert exit_shares(calibration, (1.0, 1.0, 1.0)) == (0, 0, 0, 1)
+    assert exit_shares(calibration, ()) == (1.0,)

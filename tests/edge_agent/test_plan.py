@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edge_agent.cli import main
 from edge_agent.config import EdgeConfig
+from edge_agent.measure.modes import is_picture
 from edge_agent.plan import Plan, make_plan, settings_of, table
-from edge_agent.survey import read_inputs, told_rate
+from edge_agent.survey import inputs_for, told_rate
 from examples.pair import Ready, run_cloud
 from shared.errors import ConfigError
 from shared.metrics import Placement
 from shared.model.bundle import Bundle
-from tests.conftest import TINY_SPEC
 from tests.edge_agent.conftest import Clouds, Relay
 
 pytestmark = pytest.mark.timeout(300)
@@ -180,17 +179,12 @@ def test_apply_needs_a_file(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[s
     assert "expected --config with --apply" in capsys.readouterr().err
 
 
-def test_inputs_are_the_users_or_made_up(tmp_path: Path, image_files: list[Path]) -> None:
-    inputs = read_inputs(image_files[0].parent, TINY_SPEC)
-    assert [array.shape for array in inputs] == [(3, 32, 32)] * 3
-    np.save(tmp_path / "arrays.npy", np.zeros((2, 4, 3, 32, 32), np.float32))
-    assert len(read_inputs(tmp_path / "arrays.npy", TINY_SPEC)) == 2
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="there are none"):
-        read_inputs(tmp_path / "empty", TINY_SPEC)
-    (tmp_path / "empty" / "bad.png").write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"bad.png: expected an image file"):
-        read_inputs(tmp_path / "empty", TINY_SPEC)
+def test_inputs_are_the_users_or_made_up(tiny_bundle: Bundle, image_files: list[Path]) -> None:
+    theirs = inputs_for(tiny_bundle, image_files[0].parent)
+    made_up = inputs_for(tiny_bundle, None)
+    assert [array.shape for array in theirs] == [(3, 32, 32)] * 3
+    assert {array.shape for array in made_up} == {(3, 32, 32)}
+    assert is_picture(made_up[0])
 
 
 def test_a_rate_is_told_only_where_it_shows() -> None:
