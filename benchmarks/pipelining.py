@@ -1,9 +1,9 @@
 """How much of the round trip is hidden, and whether the policy finds the best way to hide it.
 
 Edge (this process) and cloud (another, on one core) with an emulated link between, in a network of
-their own where that can be had. In every comparison all ways take turns, picture by
-picture, over connections of their own. A pause after each answer lets what was begun in vain come
-to its end, so that every sample is measured by itself.
+their own where that can be had. In every comparison all ways take turns, picture by picture and in
+changing order, over connections of their own. A pause after each answer lets what was begun in vain
+come to its end, so that every sample is measured by itself.
 
 *bound*: RTT + max(n h + s, h + n s) + serialisation, for the n timesteps a sample used. RTT is
 a TCP ping-pong of a packet's size over the same link, serialisation included; h and s are the
@@ -24,6 +24,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from random import Random
 from statistics import mean, median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ PACKET_BYTES, VERDICT_BYTES = 60, 50
 PINGS = 40
 PAUSE_SECONDS = 0.01
 WARM_UP = 5
+ORDER = Random(0)
+"""Shuffles the turns."""
 LOCK_STEP: Mapping[str, Any] = {"window": 1}
 CHANGES = (("lan", "satellite"), ("satellite", "lan"), ("wifi", "4g"), ("4g", "wifi"))
 """From one profile to another while samples run."""
@@ -137,11 +140,11 @@ async def running(
 async def take_turns(
     loops: Mapping[str, EdgeLoop[Any]], pictures: Sequence[Array]
 ) -> dict[str, list[Answer]]:
-    """Give every picture to every loop, one after the other; return their answers."""
+    """Give every picture to every loop, in an order that changes; return their answers."""
     answers: dict[str, list[Answer]] = {name: [] for name in loops}
     for picture in pictures:
-        for name, loop in loops.items():
-            answers[name].append(await loop.submit(picture))
+        for name in ORDER.sample(list(loops), len(loops)):
+            answers[name].append(await loops[name].submit(picture))
             await asyncio.sleep(PAUSE_SECONDS)
     return answers
 
@@ -278,6 +281,7 @@ class Round(NamedTuple):
                 each.latency.transport_seconds / each.timesteps_used for each in lock_step
             ),
             payload_bytes=0.0,
+            follows=0.0,
         )
         measured = mean(each.latency.total_seconds for each in answers)
         return expect(choice, conditions).latency_seconds / measured

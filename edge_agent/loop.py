@@ -454,7 +454,10 @@ class EdgeLoop(Generic[F]):
 
     def _start(self, sample: _Sample[F]) -> None:
         sample.started = True
-        sample.latency.queue_seconds = perf_counter() - sample.accepted
+        now = perf_counter()
+        sample.latency.queue_seconds = now - sample.accepted
+        if self._tuner is not None:
+            self._tuner.observer.began(now)
         self._metrics.stage(EdgeStage.QUEUE, sample.latency.queue_seconds)
         self._metrics.queue_depth(self.queue_depth)
 
@@ -522,7 +525,7 @@ class EdgeLoop(Generic[F]):
         if placement is Placement.CO_INFERENCE:
             self._count_baselines()
         if self._tuner is not None:
-            self._tuner.observer.answered(used)
+            self._tuner.observer.answered(used, perf_counter())
             # Not before what else this event brings: the next sample's head runs meanwhile.
             asyncio.get_running_loop().call_soon(self._retune)
         self.answered += 1

@@ -6,6 +6,7 @@ the cloud's clock only durations are used.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ PRIOR_SAMPLES = 30
 """The bundle's exit distribution counts as so many samples seen before the first."""
 EXIT_MEMORY_SAMPLES = 300
 """A sample's weight in the exit distribution falls to 1/e while so many follow."""
+FOLLOWING_SAMPLES = 20
+"""Whether samples follow each other closely is the mean over about so many."""
 
 
 class Recent:
@@ -75,6 +78,8 @@ class Observer:
         self._service = Recent()
         self._transport = Recent()
         self._tail = Recent()
+        self._follows = 1.0
+        self._answered_at = -math.inf
         self.link_bytes_per_second: float | None = None
         """Rate of the way up, where the system could tell it."""
 
@@ -116,8 +121,14 @@ class Observer:
         """One timestep of the tail took so long on this device."""
         self._tail.add(seconds, now)
 
-    def answered(self, timesteps_used: int) -> None:
+    def began(self, now: float) -> None:
+        """A sample's first timestep is to be computed."""
+        gap_seconds, head_seconds = now - self._answered_at, self._head.value or 0.0
+        self._follows += ((gap_seconds < head_seconds) - self._follows) / FOLLOWING_SAMPLES
+
+    def answered(self, timesteps_used: int, now: float) -> None:
         """A sample was answered."""
+        self._answered_at = now
         keep = 1 - 1 / EXIT_MEMORY_SAMPLES
         self._exits = [keep * count for count in self._exits]
         self._exits[timesteps_used - 1] += 1
@@ -150,6 +161,7 @@ class Observer:
             service_seconds=service_seconds,
             transport_seconds=transport_seconds,
             payload_bytes=payload_bytes,
+            follows=self._follows,
             check_bytes=self._model.check_bytes,
             link_bytes_per_second=self.link_bytes_per_second,
             head_joules=self._model.head_joules,

@@ -27,9 +27,9 @@ from enum import StrEnum
 
 from shared.messages import ReplyMode
 
-NEAR = 0.02
+NEAR = 0.01
 """Ways whose cost lies so close above the least count as equal; what else they cost decides."""
-STAY = 0.04
+STAY = 0.03
 """The present way is kept while its cost lies no further above the least,"""
 SAVE = 0.1
 """and unless another saves this share of what else it costs."""
@@ -138,6 +138,8 @@ class Conditions:
     """Round trip of a packet of one timestep and its verdict, less the cloud's work."""
     payload_bytes: float
     """Code bytes of one timestep."""
+    follows: float = 1.0
+    """Share of the samples that begin on the heels of another, and so may have to wait for it."""
     check_bytes: int = 2
     """Bytes that guard a packet."""
     link_bytes_per_second: float | None = None
@@ -155,7 +157,8 @@ class Expected:
 
     choice: Choice
     latency_seconds: float
-    """From its begin, on the heels of the sample before, to its answer."""
+    """From the moment at which nothing but the vain work for the sample before could keep it from
+    beginning, to its answer."""
     late_seconds: float
     """The same for a sample of the latest exits but one in twenty."""
     payload_bytes: float
@@ -301,7 +304,7 @@ def _expect_over_link(choice: Choice, conditions: Conditions) -> Expected:
     def mean(values: Iterable[float]) -> float:
         return sum(share * value for share, value in zip(exits, values, strict=True))
 
-    hold = mean(map(timeline.hold, answers, progress))
+    hold = conditions.follows * mean(map(timeline.hold, answers, progress))
     computed = mean(each.computed for each in progress)
     packets = mean(each.packets for each in progress)
     sent = mean(min(each.packets * steps, len(exits)) for each in progress)

@@ -91,13 +91,31 @@ def test_samples_seen_outweigh_the_calibration_in_time() -> None:
     observer.packets(1, 20, 0.0, 0.0)
     observer.verdict([(0, 1.0)], 0, 0.003, 1.05)
     for _ in range(30):
-        observer.answered(3)
+        observer.answered(3, 0.0)
     found = observer.conditions()
     assert found is not None
     assert 0.5 < found.exits[2] < 0.7
     assert sum(found.exits) == pytest.approx(1)
     for _ in range(1000):
-        observer.answered(3)
+        observer.answered(3, 0.0)
     found = observer.conditions()
     assert found is not None
     assert found.exits[2] > 0.98
+
+
+@pytest.mark.parametrize(("gap_seconds", "expected"), [(0.0005, 1.0), (0.1, 0.0)])
+def test_samples_that_come_one_by_one_do_not_wait_for_each_other(
+    gap_seconds: float, expected: float
+) -> None:
+    observer, now = Observer(MODEL), 0.0
+    observer.head(0.002, now)
+    observer.packets(1, 20, 0.0, now)
+    observer.verdict([(0, 1.0)], 0, 0.003, 1.05)
+    for _ in range(100):
+        observer.began(now)
+        now += 0.05
+        observer.answered(1, now)
+        now += gap_seconds
+    found = observer.conditions()
+    assert found is not None
+    assert found.follows == pytest.approx(expected, abs=0.01)

@@ -135,6 +135,15 @@ def test_means_are_weighted_by_the_exits() -> None:
     assert half.late_seconds == pytest.approx(last.late_seconds)
 
 
+def test_a_sample_that_comes_by_itself_waits_for_no_other() -> None:
+    near = replace(HERE, transport_seconds=0.0005)
+    alone, row = (expect(EXIT, replace(near, follows=share)) for share in (0.0, 1.0))
+    timeline = Timeline(EXIT, near)
+    answers = [share * timeline.answer(t) for t, share in enumerate(near.exits)]
+    assert alone.latency_seconds == pytest.approx(sum(answers))
+    assert row.latency_seconds > alone.latency_seconds
+
+
 def test_the_rate_of_a_link_counts_where_it_is_known() -> None:
     slow = replace(HERE, link_bytes_per_second=2000.0)
     one = link_seconds(slow, 1)
@@ -248,11 +257,11 @@ def test_the_way_in_use_stays_while_it_is_good_enough() -> None:
             energy_joules=1.0,
         )
 
-    present = option(1, 0.104)
+    present = option(1, 0.1025)
     other = option(2, 0.100)
     assert choose([present, other], Goal()) == other
     assert choose([present, other], Goal(), present.choice) == present
-    assert choose([option(1, 0.106), other], Goal(), present.choice) == other
+    assert choose([option(1, 0.104), other], Goal(), present.choice) == other
     # As fast, but it sends much less.
-    assert choose([present, option(2, 0.104, 80.0)], Goal(), present.choice).wire_bytes == 80.0
-    assert choose([present, option(2, 0.104, 95.0)], Goal(), present.choice) == present
+    assert choose([present, option(2, 0.103, 80.0)], Goal(), present.choice).wire_bytes == 80.0
+    assert choose([present, option(2, 0.103, 95.0)], Goal(), present.choice) == present
