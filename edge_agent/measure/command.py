@@ -44,7 +44,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each mode")
     parser.add_argument(
-        "--warm-up", type=int, default=3, metavar="N", help="images per turn that are not counted"
+        "--warm-up", type=int, default=5, metavar="N", help="images per turn that are not counted"
     )
     parser.add_argument(
         "--slow-edge",

@@ -61,8 +61,8 @@ def markdown(report: Report, drawn: Sequence[str]) -> str:
         "Means per image. *Waiting*: nothing to do on the device for this image, handing over "
         "between its threads included. *Cloud* (by its own clock) and *transport* (round trips "
         "less that: both directions and both gRPC stacks, not a one-way delay) make up the "
-        "waiting where one timestep is under way at a time; where several are, they overlap each "
-        "other and the device's work.",
+        "waiting where one timestep is under way at a time; where several are, the device works "
+        "during a part of them.",
         _table(_split(report)),
         "## Bytes per image",
         "*Payload* is the code after the codec (of a cloud-only mode, the input as it was sent), "

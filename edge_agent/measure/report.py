@@ -86,8 +86,8 @@ class ModeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Mean per image: the device's own work, and ``waiting``, in which it had none to do for the
     sample; they add up to the latency."""
     service_seconds: float
-    """Mean per image, by the cloud's clock; where several timesteps are under way at once, these
-    and the next overlap each other and the device's work."""
+    """Mean per image, by the cloud's clock; where several timesteps are under way at once, the
+    device works during a part of it, and of the transport."""
     transport_seconds: float
     """Mean per image: round trips less service."""
     bytes: Bytes

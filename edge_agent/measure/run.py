@@ -56,8 +56,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     rounds: Annotated[int, msgspec.Meta(ge=1)] = 5
     """Turns of each mode; the inputs are spread over them."""
-    warm_up: Annotated[int, msgspec.Meta(ge=1)] = 3
-    """Inputs at the start of each block that are not counted."""
+    warm_up: Annotated[int, msgspec.Meta(ge=1)] = 5
+    """Inputs at the start of each block that are not counted; the policy learns from them."""
     slow_edge: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """How many times slower the device's engine calls are made."""
 
