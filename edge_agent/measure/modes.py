@@ -29,6 +29,7 @@ LOCK_STEP: Mapping[str, Any] = {
     "reply_mode": "step",
     "samples_in_flight": 1,
     "fallback": "none",
+    "choose_local": False,
     "source": None,
 }
 """What the modes start from, whatever the configuration says."""

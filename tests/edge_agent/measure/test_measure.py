@@ -194,6 +194,25 @@ async def test_what_this_device_cannot_run_is_told_and_not_tried(
     assert report.complete
 
 
+async def test_what_the_daemon_is_set_to_do_besides_does_not_stand_in_the_way(
+    tiny_bundle: Bundle, clouds: Clouds, edge_config: Configs, inputs: Inputs
+) -> None:
+    async with clouds() as cloud:
+        config = edge_config(
+            cloud=f"127.0.0.1:{cloud.port}",
+            fallback="local",
+            choose_local=True,
+            window=4,
+            steps_per_packet=2,
+            reply_mode="exit",
+            samples_in_flight=3,
+        )
+        modes = choose_modes(tiny_bundle, ["edge_only_full", "lock_step", "policy"])
+        report = await measure(config, tiny_bundle, inputs, PLAN, modes)
+    assert report.complete
+    assert report.modes["lock_step"].wasted_timesteps == 0
+
+
 async def test_no_cloud_ends_the_measurement(
     tiny_bundle: Bundle, edge_config: Configs, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
