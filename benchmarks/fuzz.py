@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.report import figure, tell
 from shared.codec import native
@@ -50,17 +51,25 @@ class Setting(NamedTuple):
 
 def tables(shape: Shape, generator: np.random.Generator) -> ContextTables:
     """Return random tables."""
-    channels = shape[0]
-    current = generator.integers(-400, 400, (2, channels, 3, 3, channels)).astype(np.int16)
-    current[:, ~causal(channels)] = 0
+    channels, height, width = shape
+    sets, maps, side = (int(generator.integers(1, most)) for most in (3, 6, 3))
+    side, every = 2 * side + 1, channels * maps
+
+    def weights(*sizes: int) -> NDArray[np.int16]:
+        return generator.integers(-1500, 1500, sizes).astype(np.int16)
+
+    current = weights(sets, channels, side, side, every)
+    current[:, ~causal(channels, side, maps)] = 0
     return ContextTables(
         shape,
         generator.integers(1, 65536, (2, channels, 256)).astype(np.uint16),
         MixingWeights(
-            generator.integers(-1500, 1500, (2, channels, 256)).astype(np.int16),
-            generator.integers(-400, 400, (2, 2, channels, 3, 3, channels)).astype(np.int16),
-            current,
-            generator.integers(1, 65536, 4096).astype(np.uint16),
+            logits=weights(2, channels, 256),
+            places=weights(sets, height, width, every),
+            past=weights(sets, 2, channels, 3, 3, every),
+            current=current,
+            hidden=weights(channels, maps - 1),
+            squash=generator.integers(1, 65536, 4096).astype(np.uint16),
         ),
     )
 

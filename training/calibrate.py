@@ -28,9 +28,8 @@ BATCH = 250
 LOSS_BUDGETS_POINTS = (0.5, 1.0, 2.0)
 DEFAULT_BUDGET_POINTS = 0.5
 FITTING_SAMPLES = 500
-"""Held-out samples that fit temperature, codec tables and the shape of alpha over the timesteps;
-alpha is tested on the rest. One number and some tables want no more, the test as many as it can
-get."""
+"""Held-out samples that fit the temperature and the shape of alpha over the timesteps; alpha is
+tested on the rest. A few numbers want no more, the test as many as it can get."""
 FITTING_SHARE = 5
 """Where that would be more than one in so many, one in so many."""
 CODE_LAYER = "encoder.code.lif"

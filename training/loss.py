@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared.codec.context_model import LAGS, causal
+from shared.codec.context_model import LAGS, PAST_SIDE, causal
 from shared.model.backbones import cumulative_mean
 from shared.model.split import SplitNetwork
 from training.recipe import Phase, Recipe
@@ -42,9 +42,9 @@ def over_timesteps(samples: Tensor, timesteps: int) -> Tensor:
 class RateModel(nn.Module):
     """Estimates the bits that ``ctx-max`` will spend on a code, differentiably.
 
-    Logistic regression on what that codec looks at (:mod:`shared.codec.context_model`): the
-    neuron's own last spikes and, over all channels, the 3x3 surroundings one and two timesteps ago
-    and what of this timestep has been coded before. It is trained together with the network, as
+    Logistic regression on most of what that codec looks at (:mod:`shared.codec.context_model`):
+    over all channels, the 3x3 surroundings one and two timesteps ago and what of this timestep has
+    been coded before; neither places nor hidden units. It is trained together with the network, as
     the entropy models of learned image coding are (Balle et al. 2018, "Variational Image
     Compression with a Scale Hyperprior"). Its gradient reaches the encoder both through the spikes
     that are coded and through those that are context.
@@ -60,7 +60,7 @@ class RateModel(nn.Module):
         )
         self.current = nn.Parameter(torch.zeros(channels, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(LAGS + 1, channels, 1, 1))
-        mask = torch.from_numpy(causal(channels)).float()
+        mask = torch.from_numpy(causal(channels, PAST_SIDE)).float()
         self.register_buffer("mask", mask.permute(3, 0, 1, 2).contiguous())
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 /* The context codecs in C: what context_model.py, range_coder.py and context_codec.py do, byte for
- * byte the same, twenty to sixty times faster. All sizes are checked before anything is read; the one
- * allocation that depends on its caller's numbers is checked against overflow.
+ * byte the same, many times faster. All sizes are checked before anything is read or allocated.
  *
  * A frame is C * H * W bytes of 0 or 1, channel by channel, row by row. */
 
@@ -12,8 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { HISTORY = 4, CONTEXTS = 256, LAGS = 2, KERNEL = 9, SQUASH_SIZE = 4096 };
-enum { MAX_SIDE = 65535, MAX_FRAME = 1 << 24, MAX_STEPS = 255 };
+enum { HISTORY = 4, CONTEXTS = 256, LAGS = 2, PAST_SIDE = 3, SQUASH_SIZE = 4096 };
+enum { LOGIT_UNITS = 256, HIDDEN_LIMIT = 4095, MAX_MAPS = 9 };
+/* Within these no size overflows 32 bits. */
+enum { MAX_SIDE = 65535, MAX_FRAME = 1 << 24, MAX_FRAMES = 1 << 28, MAX_STEPS = 255, MAX_ROWS = 8 };
+enum { MAX_PAIRS = 1 << 21 };
 
 static const uint64_t START = (uint64_t)1 << 32, LEAST = (uint64_t)1 << 24;
 
@@ -108,55 +110,94 @@ static int decode_bit(Coder *coder, uint32_t probability)
 
 typedef struct {
     int channels, height, width, rows;
+    int sets, maps, side;          /* of ctx-max; a map is a sum for every neuron of a channel */
     const uint16_t *probabilities; /* [rows, C, 256] */
-    const int16_t *logits;         /* [rows, C, 256], NULL without mixing */
-    const int16_t *past;           /* [rows, LAGS, C from, 3, 3, C to] */
-    const int16_t *current;        /* [rows, C from, 3, 3, C to] */
+    const int16_t *logits;         /* [rows, C, 256], NULL without ctx-max */
+    const uint16_t *places;        /* [sets, H, W, C * maps] */
+    const uint16_t *past;          /* [sets, LAGS, C from, 3, 3, C * maps], as seen from the spike */
+    const uint16_t *current;       /* [sets, C from, side, side, C * maps], the same */
+    const int16_t *hidden;         /* [C, maps - 1] */
     const uint16_t *squash;        /* [SQUASH_SIZE] */
 } Model;
 
-/* Add the weights of every spike of a plane to the logits around it, of all channels. `weights`
- * are those of the plane's channel; `sums`, [H + 2, W + 2, C], has a border of one. */
-static void spread(const Model *model, const uint8_t *plane, const int16_t *weights, int32_t *sums)
+/* The sums of one frame, modulo 2^16: [H + 2 * border, W + 2 * border, C * maps], `border` being
+ * side / 2. */
+static size_t sums_size(const Model *model)
 {
-    ptrdiff_t channels = model->channels, stride = model->width + 2;
-    for (int y = 0; y < model->height; y++)
-        for (int x = 0; x < model->width; x++)
-            if (plane[(size_t)y * model->width + x])
-                for (int dy = 0; dy < 3; dy++)
-                    for (int dx = 0; dx < 3; dx++) {
-                        /* A neuron below the spike sees it in the row above itself. */
-                        int32_t *to = sums + ((y + 2 - dy) * stride + x + 2 - dx) * channels;
-                        const int16_t *from = weights + (dy * 3 + dx) * channels;
-                        for (ptrdiff_t i = 0; i < channels; i++)
-                            to[i] += from[i];
-                    }
+    size_t border = model->side / 2;
+    return (model->height + 2 * border) * (model->width + 2 * border) * model->channels *
+           model->maps;
 }
 
-static uint32_t mixed(const Model *model, int32_t logit)
+static uint16_t *sums_at(const Model *model, uint16_t *sums, int y, int x)
 {
-    int32_t index = logit + SQUASH_SIZE / 2;
-    index = index < 0 ? 0 : index >= SQUASH_SIZE ? SQUASH_SIZE - 1 : index;
-    return model->squash[index];
+    ptrdiff_t border = model->side / 2, stride = model->width + 2 * border;
+    return sums + ((y + border) * stride + x + border) * model->channels * model->maps;
 }
 
-/* Code one channel of the frame at `frame`, which `before` frames precede; `sums` begins with that
- * channel's logit at the corner. */
+/* Begin with what the maps are without any spike. The border is never read. */
+static void start_sums(const Model *model, int set, uint16_t *sums)
+{
+    size_t line = (size_t)model->width * model->channels * model->maps;
+    const uint16_t *places = model->places + set * model->height * line;
+    for (int y = 0; y < model->height; y++, places += line)
+        memcpy(sums_at(model, sums, y, 0), places, line * sizeof *sums);
+}
+
+/* Add the weights of one spike, [side, side, C * maps], to the maps around it. */
+static void spread(const Model *model, const uint16_t *restrict weights, int side, int y, int x,
+                   uint16_t *sums)
+{
+    ptrdiff_t run = (ptrdiff_t)side * model->channels * model->maps;
+    for (int dy = 0; dy < side; dy++, weights += run) {
+        uint16_t *restrict to = sums_at(model, sums, y + dy - side / 2, x - side / 2);
+        for (ptrdiff_t i = 0; i < run; i++)
+            to[i] += weights[i];
+    }
+}
+
+/* Begin the sums of the frame at `frame`, which `before` frames precede. */
+static void spread_past(const Model *model, const uint8_t *frame, int before, int set,
+                        uint16_t *sums)
+{
+    size_t plane = (size_t)model->height * model->width, frame_size = plane * model->channels;
+    size_t kernel = (size_t)PAST_SIDE * PAST_SIDE * model->channels * model->maps;
+    const uint16_t *weights = model->past + (size_t)set * LAGS * model->channels * kernel;
+    start_sums(model, set, sums);
+    for (int lag = 1; lag <= LAGS && lag <= before; lag++) {
+        const uint8_t *spikes = frame - lag * frame_size;
+        for (int from = 0; from < model->channels; from++, weights += kernel)
+            for (int y = 0; y < model->height; y++)
+                for (int x = 0; x < model->width; x++)
+                    if (*spikes++)
+                        spread(model, weights, PAST_SIDE, y, x, sums);
+    }
+}
+
+/* Return the probability of a neuron from the table's logit and its channel's maps. */
+static uint32_t mixed(const Model *model, int channel, int logit, const uint16_t *maps)
+{
+    const int16_t *hidden = model->hidden + (ptrdiff_t)channel * (model->maps - 1);
+    int32_t total = (logit + (int16_t)maps[0] + SQUASH_SIZE / 2) * LOGIT_UNITS;
+    for (int i = 1; i < model->maps; i++) {
+        int unit = (int16_t)maps[i];
+        total += (unit < 0 ? 0 : unit > HIDDEN_LIMIT ? HIDDEN_LIMIT : unit) * hidden[i - 1];
+    }
+    int32_t index = total < 0 ? 0 : total / LOGIT_UNITS;
+    return model->squash[index < SQUASH_SIZE ? index : SQUASH_SIZE - 1];
+}
+
+/* Code one channel of the frame at `frame`, which `before` frames precede. */
 static void code_channel(const Model *model, Coder *coder, int decoding, uint8_t *frame, int before,
-                         int row, int channel, const int32_t *sums)
+                         int row, int channel, uint16_t *sums)
 {
     size_t plane = (size_t)model->height * model->width, frame_size = plane * model->channels;
     size_t table = ((size_t)row * model->channels + channel) * CONTEXTS;
-    int lags = before < HISTORY ? before : HISTORY;
-    ptrdiff_t channels = model->channels, stride = model->width + 2;
-    int32_t own[16] = {0};
-    if (model->logits) {
-        size_t c = model->channels;
-        const int16_t *w = model->current + (row * c + channel) * KERNEL * c + channel;
-        for (int i = 0; i < 16; i++) /* bits: W, NW, N, NE */
-            own[i] = (i >> 3) * w[3 * c] + (i >> 2 & 1) * w[0] + (i >> 1 & 1) * w[c] +
-                     (i & 1) * w[2 * c];
-    }
+    int lags = before < HISTORY ? before : HISTORY, first = channel * model->maps;
+    size_t kernel = (size_t)model->side * model->side * model->channels * model->maps;
+    size_t set = row < model->sets ? row : model->sets - 1;
+    const uint16_t *weights =
+        model->logits ? model->current + (set * model->channels + channel) * kernel : NULL;
     for (int y = 0; y < model->height; y++) {
         uint8_t *line = frame + channel * plane + (size_t)y * model->width;
         const uint8_t *above = y ? line - model->width : NULL;
@@ -164,44 +205,34 @@ static void code_channel(const Model *model, Coder *coder, int decoding, uint8_t
         for (int x = 0; x < model->width; x++) {
             unsigned east = above && x + 1 < model->width ? above[x + 1] : 0;
             window = (window << 1 | east) & 7;
-            unsigned near = west << 3 | window, context = near;
+            unsigned context = west << 3 | window;
             for (int lag = 1; lag <= lags; lag++)
                 context |= (unsigned)*(line + x - lag * frame_size) << (3 + lag);
             uint32_t probability =
-                model->logits ? mixed(model, model->logits[table + context] + own[near] +
-                                                 sums[((y + 1) * stride + x + 1) * channels])
-                              : model->probabilities[table + context];
+                weights ? mixed(model, channel, model->logits[table + context],
+                                sums_at(model, sums, y, x) + first)
+                        : model->probabilities[table + context];
             if (decoding)
                 line[x] = (uint8_t)decode_bit(coder, probability);
             else
                 encode_bit(coder, probability, line[x]);
             west = line[x];
+            if (west && weights)
+                /* What this adds to neurons that have been coded is not used. */
+                spread(model, weights, model->side, y, x, sums);
         }
     }
 }
 
-/* Code one frame. `sums` has room for [H + 2, W + 2, C]; unused without mixing. */
+/* Code one frame. `sums` has room for sums_size(); unused without ctx-max. */
 static void code_frame(const Model *model, Coder *coder, int decoding, uint8_t *frame, int before,
-                       int timestep, int32_t *sums)
+                       int timestep, uint16_t *sums)
 {
-    int channels = model->channels, row = timestep < model->rows ? timestep : model->rows - 1;
-    size_t plane = (size_t)model->height * model->width, frame_size = plane * channels;
-    size_t bordered = (size_t)(model->height + 2) * (model->width + 2);
-    size_t kernel = (size_t)KERNEL * channels;
-    if (model->logits) {
-        memset(sums, 0, channels * bordered * sizeof *sums);
-        for (int lag = 0; lag < LAGS && lag < before; lag++)
-            for (int from = 0; from < channels; from++)
-                spread(model, frame - (lag + 1) * frame_size + from * plane,
-                       model->past + (((size_t)row * LAGS + lag) * channels + from) * kernel, sums);
-    }
-    for (int channel = 0; channel < channels; channel++) {
-        code_channel(model, coder, decoding, frame, before, row, channel,
-                     model->logits ? sums + channel : NULL);
-        if (model->logits) /* What this adds to channels that have been coded is not used. */
-            spread(model, frame + channel * plane,
-                   model->current + ((size_t)row * channels + channel) * kernel, sums);
-    }
+    int row = timestep < model->rows ? timestep : model->rows - 1;
+    if (model->logits)
+        spread_past(model, frame, before, row < model->sets ? row : model->sets - 1, sums);
+    for (int channel = 0; channel < model->channels; channel++)
+        code_channel(model, coder, decoding, frame, before, row, channel, sums);
 }
 
 /* --- Python -------------------------------------------------------------------------------- */
@@ -217,10 +248,10 @@ static int has_size(const Py_buffer *buffer, size_t expected, const char *what)
 /* Point the model to its parameters; return 0 with an exception set where they do not fit. */
 static int set_model(Model *model, const Py_buffer *parameters)
 {
-    size_t c = model->channels, rows = model->rows;
+    size_t c = model->channels, rows = model->rows, sets = model->sets, side = model->side;
     if (model->channels < 1 || model->height < 1 || model->width < 1 || model->rows < 1 ||
         model->channels > MAX_SIDE || model->height > MAX_SIDE || model->width > MAX_SIDE ||
-        (uint64_t)c * model->height * model->width > MAX_FRAME || rows > MAX_STEPS) {
+        (uint64_t)c * model->height * model->width > MAX_FRAME || rows > MAX_ROWS) {
         PyErr_SetString(PyExc_ValueError, "expected a code shape of 1 to 2^24 bits");
         return 0;
     }
@@ -229,15 +260,27 @@ static int set_model(Model *model, const Py_buffer *parameters)
     model->probabilities = parameters[0].buf;
     if (parameters[1].len == 0)
         return 1;
+    if (model->sets < 1 || sets > rows || model->maps < 1 || model->maps > MAX_MAPS ||
+        (side != 3 && side != 5) || (uint64_t)sets * c * c * model->maps > MAX_PAIRS) {
+        PyErr_SetString(PyExc_ValueError,
+                        "expected 1 to 9 maps, 3 or 5 neurons a side, and not too many channels");
+        return 0;
+    }
+    size_t all = c * model->maps;
     if (!has_size(&parameters[1], rows * c * CONTEXTS * 2, "logits") ||
-        !has_size(&parameters[2], rows * c * LAGS * c * KERNEL * 2, "past weights") ||
-        !has_size(&parameters[3], rows * c * c * KERNEL * 2, "current weights") ||
-        !has_size(&parameters[4], SQUASH_SIZE * 2, "squash"))
+        !has_size(&parameters[2], sets * model->height * model->width * all * 2, "places") ||
+        !has_size(&parameters[3], sets * LAGS * c * PAST_SIDE * PAST_SIDE * all * 2,
+                  "past weights") ||
+        !has_size(&parameters[4], sets * c * side * side * all * 2, "current weights") ||
+        !has_size(&parameters[5], c * (model->maps - 1) * 2, "hidden weights") ||
+        !has_size(&parameters[6], SQUASH_SIZE * 2, "squash"))
         return 0;
     model->logits = parameters[1].buf;
-    model->past = parameters[2].buf;
-    model->current = parameters[3].buf;
-    model->squash = parameters[4].buf;
+    model->places = parameters[2].buf;
+    model->past = parameters[3].buf;
+    model->current = parameters[4].buf;
+    model->hidden = parameters[5].buf;
+    model->squash = parameters[6].buf;
     return 1;
 }
 
@@ -264,11 +307,14 @@ static PyObject *code(const Model *model, const Py_buffer *input, int decoding, 
             PyErr_SetString(PyExc_ValueError, "expected at most 4 past frames");
         return NULL;
     }
-    size_t bordered = (size_t)(model->height + 2) * (model->width + 2);
+    if ((uint64_t)(before + steps) * frame_size > MAX_FRAMES) {
+        PyErr_Format(PyExc_ValueError, "expected at most %d bits at once", MAX_FRAMES);
+        return NULL;
+    }
     uint8_t *frames = PyMem_Malloc((before + steps) * frame_size);
     /* No bit takes more than 17 bits: 16 and what rounding the interval costs. */
     uint8_t *word = decoding ? NULL : PyMem_Malloc(steps * frame_size * 3 + 8);
-    int32_t *sums = PyMem_Malloc(model->logits ? model->channels * bordered * sizeof *sums : 1);
+    uint16_t *sums = PyMem_Calloc(model->logits ? sums_size(model) : 1, sizeof *sums);
     PyObject *result = NULL;
     if (!frames || !sums || (!decoding && !word)) {
         PyErr_NoMemory();
@@ -303,22 +349,25 @@ end:
     return result;
 }
 
+enum { PARAMETERS = 7 };
+
 static PyObject *run(PyObject *arguments, int decoding)
 {
-    Py_buffer input, past, parameters[5];
+    Py_buffer input, past, parameters[PARAMETERS];
     Model model = {0};
     int steps, timestep;
-    if (!PyArg_ParseTuple(arguments, "y*iy*i(iii)i(y*y*y*y*y*)", &input, &steps, &past, &timestep,
-                          &model.channels, &model.height, &model.width, &model.rows,
-                          &parameters[0], &parameters[1], &parameters[2], &parameters[3],
-                          &parameters[4]))
+    if (!PyArg_ParseTuple(arguments, "y*iy*i(iii)i(iii)(y*y*y*y*y*y*y*)", &input, &steps, &past,
+                          &timestep, &model.channels, &model.height, &model.width, &model.rows,
+                          &model.sets, &model.maps, &model.side, &parameters[0], &parameters[1],
+                          &parameters[2], &parameters[3], &parameters[4], &parameters[5],
+                          &parameters[6]))
         return NULL;
     PyObject *result = NULL;
     if (set_model(&model, parameters))
         result = code(&model, &input, decoding, steps, &past, timestep);
     PyBuffer_Release(&input);
     PyBuffer_Release(&past);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < PARAMETERS; i++)
         PyBuffer_Release(&parameters[i]);
     return result;
 }
@@ -337,9 +386,11 @@ static PyObject *decode(PyObject *self, PyObject *arguments)
 
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS,
-     "encode(frames, steps, past, timestep, shape, rows, parameters) -> code word"},
+     "encode(frames, steps, past, timestep, shape, rows, (sets, maps, side), parameters)"
+     " -> code word"},
     {"decode", decode, METH_VARARGS,
-     "decode(code_word, steps, past, timestep, shape, rows, parameters) -> frames"},
+     "decode(code_word, steps, past, timestep, shape, rows, (sets, maps, side), parameters)"
+     " -> frames"},
     {NULL, NULL, 0, NULL},
 };
 

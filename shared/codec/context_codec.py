@@ -12,16 +12,20 @@ import numpy as np
 
 from shared.codec.bitpack import Frames
 from shared.codec.context_model import (
+    HIDDEN_LIMIT,
+    LOGIT_UNITS,
+    SQUASH_SIZE,
     ContextTables,
     Integers,
-    MixingWeights,
+    Maps,
     Shape,
-    current_logits,
+    as_seen_from_spikes,
+    current_maps,
     history_contexts,
     neighbour_contexts,
-    past_logits,
-    squash,
-    surroundings,
+    past_maps,
+    squashed,
+    weighted,
 )
 from shared.codec.native import AVAILABLE, NativeCoder
 from shared.codec.range_coder import RangeDecoder, encode_bits
@@ -52,12 +56,13 @@ class ContextCodec:
         check_size(self._tables.shape, frames.shape[1])
         if self._native is not None:
             return self._native.encode(frames, history)
-        probabilities: list[int] = []
-        for frame, timestep, past in walk(frames, history):
-            row = self._tables.probabilities[self._tables.row(timestep)]
-            contexts = contexts_of(frame, past, self._tables.shape)
-            probabilities += np.take_along_axis(row, contexts, 1).ravel().tolist()
-        return encode_bits(frames.ravel().tolist(), probabilities)
+        return encode_frames(frames, history, self.probabilities)
+
+    def probabilities(self, frame: Frames, past: History) -> Integers:
+        """Return P(spike) of every neuron of the frame after ``past``, in units of 2 ** -16."""
+        row = self._tables.probabilities[self._tables.row(len(past))]
+        contexts = contexts_of(frame, past, self._tables.shape)
+        return np.take_along_axis(row, contexts, 1).ravel().astype(np.int64)
 
     def decode(self, data: bytes, steps: int, bits: int, history: History) -> Frames:
         """Return the frames, uint8 ``[steps, bits]``; see :class:`shared.codec.codecs.Codec`."""
@@ -66,8 +71,8 @@ class ContextCodec:
             return self._native.decode(data, steps, bits, history)
         return decode_frames(data, steps, history, self._decode_frame)
 
-    def _decode_frame(self, decoder: RangeDecoder, timestep: int, past: History) -> Frames:
-        row = self._rows[self._tables.row(timestep)]
+    def _decode_frame(self, decoder: RangeDecoder, past: History) -> Frames:
+        row = self._rows[self._tables.row(len(past))]
         contexts = history_contexts(past, self._tables.shape).tolist()
         bits = [
             bit
@@ -83,7 +88,7 @@ class ContextCodec:
 
 
 class MixingCodec:
-    """``ctx-max``: the table's logit plus weighed surroundings.
+    """``ctx-max``: the table's logit plus a small network over the surroundings.
 
     Args:
         tables: fitted to the code, with mixing weights.
@@ -108,19 +113,20 @@ class MixingCodec:
         Raises:
             ValueError: frames of another size than the tables'.
         """
-        shape, mixing = self._tables.shape, self._mixing
-        check_size(shape, frames.shape[1])
+        check_size(self._tables.shape, frames.shape[1])
         if self._native is not None:
             return self._native.encode(frames, history)
-        probabilities: list[int] = []
-        for frame, timestep, past in walk(frames, history):
-            row = self._tables.row(timestep)
-            contexts = contexts_of(frame, past, shape)
-            logits = np.take_along_axis(mixing.logits[row].astype(np.int64), contexts, 1)
-            logits = logits.reshape(shape) + past_logits(mixing, row, past, shape)
-            logits += current_logits(mixing, row, frame, shape)
-            probabilities += squash(mixing, logits).ravel().tolist()
-        return encode_bits(frames.ravel().tolist(), probabilities)
+        return encode_frames(frames, history, self.probabilities)
+
+    def probabilities(self, frame: Frames, past: History) -> Integers:
+        """Return P(spike) of every neuron of the frame after ``past``, in units of 2 ** -16."""
+        mixing, shape, row = self._mixing, self._tables.shape, self._tables.row(len(past))
+        contexts = contexts_of(frame, past, shape)
+        logits = np.take_along_axis(mixing.logits[row].astype(np.int64), contexts, 1)
+        maps = past_maps(mixing, row, past, shape) + current_maps(mixing, row, frame, shape)
+        by_channel = maps.reshape(-1, shape[0], mixing.maps).swapaxes(0, 1)
+        found = squashed(mixing, logits, by_channel, mixing.hidden[:, None])
+        return found.ravel().astype(np.int64)
 
     def decode(self, data: bytes, steps: int, bits: int, history: History) -> Frames:
         """Return the frames, uint8 ``[steps, bits]``; see :class:`shared.codec.codecs.Codec`."""
@@ -129,42 +135,45 @@ class MixingCodec:
             return self._native.decode(data, steps, bits, history)
         return decode_frames(data, steps, history, self._decode_frame)
 
-    def _decode_frame(self, decoder: RangeDecoder, timestep: int, past: History) -> Frames:
-        shape, mixing, row = self._tables.shape, self._mixing, self._tables.row(timestep)
-        sums = past_logits(mixing, row, past, shape)
+    def _decode_frame(self, decoder: RangeDecoder, past: History) -> Frames:
+        shape, mixing, row = self._tables.shape, self._mixing, self._tables.row(len(past))
+        maps = past_maps(mixing, row, past, shape)
         contexts = history_contexts(past, shape)
         planes = []
         for channel in range(shape[0]):
-            plane = self._decode_plane(decoder, row, channel, sums[channel], contexts[channel])
-            weights = mixing.current[row, channel].reshape(9, shape[0]).astype(np.int64)
-            added = weights.T @ surroundings(plane, (1, *shape[1:]))
+            own = slice(channel * mixing.maps, (channel + 1) * mixing.maps)
+            plane = self._decode_plane(decoder, row, channel, maps[..., own], contexts[channel])
+            weights = mixing.current[mixing.set_of(row), channel : channel + 1]
             # What this adds to channels that have been decoded is not used.
-            sums += added.reshape(shape)
+            maps += weighted(weights, plane, (1, *shape[1:]))
             planes.append(plane)
         return np.concatenate(planes)
 
     def _decode_plane(
-        self,
-        decoder: RangeDecoder,
-        row: int,
-        channel: int,
-        sums: Integers,
-        contexts: Integers,
+        self, decoder: RangeDecoder, row: int, channel: int, maps: Maps, contexts: Integers
     ) -> Frames:
-        """Decode one channel; a logit is the table's, the own channel's and the sum given."""
-        table = self._mixing.logits[row, channel].astype(np.int64) + near_logits(
-            self._mixing, row, channel
-        )
-        lookup, squashed = table.tolist(), self._squash
-        last = len(squashed) - 1
+        """Decode one channel; ``maps``, int16 ``[H, W, M]``, lack the channel's own spikes."""
+        mixing, squash = self._mixing, self._squash
+        logits = mixing.logits[row, channel].tolist()
+        hidden = mixing.hidden[channel].tolist()
+        own = slice(channel * mixing.maps, (channel + 1) * mixing.maps)
+        around = as_seen_from_spikes(mixing.current[mixing.set_of(row), channel, ..., own])
+        border, side = mixing.side // 2, mixing.side
+        sums = np.pad(maps, ((border, border), (border, border), (0, 0)))
         bits: list[int] = []
-        above = [0] * (sums.shape[1] + 2)
-        for sum_line, context_line in zip(sums.tolist(), contexts.tolist(), strict=True):
+        above = [0] * (maps.shape[1] + 2)
+        for y, context_line in enumerate(contexts.tolist()):
             line, west, window = [0], 0, above[1]
-            for x, (total, context) in enumerate(zip(sum_line, context_line, strict=True), start=2):
-                window = (window << 1 | above[x]) & 7
-                index = total + lookup[context | west << 3 | window] + (last + 1) // 2
-                west = decoder.decode(squashed[min(max(index, 0), last)])
+            for x, context in enumerate(context_line):
+                window = (window << 1 | above[x + 2]) & 7
+                first, *units = sums[y + border, x + border].tolist()
+                total = (logits[context | west << 3 | window] + first) * LOGIT_UNITS
+                for unit, weight in zip(units, hidden, strict=True):
+                    total += min(max(unit, 0), HIDDEN_LIMIT) * weight
+                index = min(max(total // LOGIT_UNITS + SQUASH_SIZE // 2, 0), SQUASH_SIZE - 1)
+                west = decoder.decode(squash[index])
+                if west:
+                    sums[y : y + side, x : x + side] += around
                 line.append(west)
             bits += line[1:]
             above = [*line, 0]
@@ -172,8 +181,8 @@ class MixingCodec:
 
     @cached_property
     def _squash(self) -> list[int]:
-        squashed: list[int] = self._mixing.squash.tolist()
-        return squashed
+        squash: list[int] = self._mixing.squash.tolist()
+        return squash
 
 
 def check_size(shape: Shape, bits: int) -> None:
@@ -183,11 +192,25 @@ def check_size(shape: Shape, bits: int) -> None:
         raise ValueError(f"expected frames of {expected} bits, as the tables, got {bits}")
 
 
+def encode_frames(
+    frames: Frames, history: History, probabilities: Callable[[Frames, History], Integers]
+) -> bytes:
+    """Return the code word of frames, uint8 ``[k, n]``, one after the other.
+
+    Args:
+        frames: to encode.
+        history: the frames before them.
+        probabilities: takes a frame and all frames before it; returns P(spike) of its neurons.
+    """
+    found = [probabilities(frame, past) for frame, past in walk(frames, history)]
+    return encode_bits(frames.ravel().tolist(), np.concatenate(found).tolist())
+
+
 def decode_frames(
     data: bytes,
     steps: int,
     history: History,
-    decode_frame: Callable[[RangeDecoder, int, History], Frames],
+    decode_frame: Callable[[RangeDecoder, History], Frames],
 ) -> Frames:
     """Return the frames of a code word, uint8 ``[steps, n]``, decoded one after the other.
 
@@ -195,43 +218,29 @@ def decode_frames(
         data: the code word.
         steps: how many frames.
         history: the frames before them.
-        decode_frame: takes decoder, timestep and all frames before it.
+        decode_frame: takes the decoder and all frames before.
 
     Raises:
         CodecError: the code word is too long.
     """
     decoder, known = RangeDecoder(data), list(history)
-    for timestep in range(len(history), len(history) + steps):
-        known.append(decode_frame(decoder, timestep, known))
+    for _ in range(steps):
+        known.append(decode_frame(decoder, known))
     decoder.finish()
     return np.stack(known[len(history) :])
 
 
-def walk(frames: Frames, history: History) -> Iterator[tuple[Frames, int, History]]:
-    """Yield every frame with its timestep and the frames before it."""
+def walk(frames: Frames, history: History) -> Iterator[tuple[Frames, History]]:
+    """Yield every frame with the frames before it."""
     known = [*history, *frames]
     for timestep in range(len(history), len(known)):
-        yield known[timestep], timestep, known[:timestep]
+        yield known[timestep], known[:timestep]
 
 
 def contexts_of(frame: Frames, past: History, shape: Shape) -> Integers:
     """Return every neuron's context, int64 ``[C, H * W]``."""
     contexts = history_contexts(past, shape) | neighbour_contexts(frame, shape)
     return contexts.reshape(shape[0], -1)
-
-
-def near_logits(mixing: MixingWeights, row: int, channel: int) -> Integers:
-    """Return what the own channel's weights add in every context, int64 ``[256]``."""
-    weights = mixing.current[row, channel, :, :, channel]
-    (north_west, north, north_east), (west, _, _), _ = weights.tolist()
-    near = np.arange(256)
-    added: Integers = (
-        (near >> 3 & 1) * west
-        + (near >> 2 & 1) * north_west
-        + (near >> 1 & 1) * north
-        + (near & 1) * north_east
-    )
-    return added
 
 
 def decode_plane(

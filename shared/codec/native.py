@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shared.codec.bitpack import Frames
-from shared.codec.context_model import HISTORY, ContextTables
+from shared.codec.context_model import HISTORY, ContextTables, as_seen_from_spikes
 from shared.errors import CodecError
 
 try:
@@ -39,9 +39,16 @@ class NativeCoder:
         self._shape = tables.shape
         self._rows = tables.rows
         weights = tables.mixing if mixing else None
-        arrays = (None,) * 4 if weights is None else tuple(weights)
+        arrays: tuple[Any, ...] = (_NONE,) * 6 if weights is None else weights
+        self._mixing = (0, 0, 0)
+        if weights is not None:
+            self._mixing = (len(weights.past), weights.maps, weights.side)
+            arrays = weights._replace(
+                past=as_seen_from_spikes(weights.past),
+                current=as_seen_from_spikes(weights.current),
+            )
         self._parameters = tuple(
-            _NONE if array is None else np.ascontiguousarray(array)
+            array if array is _NONE else np.ascontiguousarray(array)
             for array in (tables.probabilities, *arrays)
         )
 
@@ -63,4 +70,13 @@ class NativeCoder:
     ) -> bytes:
         recent = history[-HISTORY:]
         past = np.concatenate(recent) if recent else _NONE
-        return code(data, steps, past, len(history), self._shape, self._rows, self._parameters)
+        return code(
+            data,
+            steps,
+            past,
+            len(history),
+            self._shape,
+            self._rows,
+            self._mixing,
+            self._parameters,
+        )

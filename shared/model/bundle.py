@@ -182,8 +182,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     images: int
     """Number of held-out images behind these figures, but for the temperature."""
     fitting_images: int
-    """Number of other held-out images, behind the temperature, the codec tables and how the alphas
-    of the timesteps are to one another."""
+    """Number of other held-out images, behind the temperature and how the alphas of the timesteps
+    are to one another. Both together are behind the codec tables."""
 
 
 def alpha_names(budget_points: float) -> tuple[str, str]:
