@@ -1,222 +1,236 @@
 """What the codecs make of real codes: bytes beside the bounds, microseconds, coder overhead.
 
-The codes are those of the bundle's head on the 1,000 shipped test images, which neither training
-nor the fitting of tables has seen. Beside each codec stand the ideal bits of its own model and of
-a floating-point model, a small network over the same past and more, fitted offline to codes of
-training images (``NEUCODEX_CIFAR10`` names the data set; without it that bound is left out).
-Bernoulli sources of known entropy show the coder's own overhead.
+Of every ``--bundle`` the head's codes of up to 1,000 test samples, which neither training nor the
+fitting of tables has seen. Beside each codec stand the ideal bits of its own model and those of
+floating-point models fitted to the samples that codec tables are fitted to
+(:mod:`benchmarks.float_code_model`). Bernoulli sources of known entropy show the coder's own
+overhead. ``--data`` names the folder of a bundle's data set, once for each ``--bundle``, in their
+order; without it the shipped pictures serve a bundle for them, and there is no such bound.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from benchmarks.float_code_model import bits_per_timestep, fit_float_model
-from benchmarks.report import LOAD_CORE, Result, figure, pin, run
+from benchmarks.float_code_model import HIDDEN, ROUNDS, fit_float_model, ideal_bytes
+from benchmarks.report import DEMO_BUNDLE, LOAD_CORE, Result, figure, pin, tell
 from examples.pictures import load_pictures
 from shared.codec import native
-from shared.codec.bitpack import pack
-from shared.codec.codecs import Codec
-from shared.codec.context_codec import ContextCodec, MixingCodec, contexts_of, walk
-from shared.codec.context_model import ContextTables, current_logits, load_tables, past_logits
-from shared.codec.context_model import squash as squashed
+from shared.codec.bitpack import Frames, pack, packed_bytes
+from shared.codec.context_codec import ContextCodec, MixingCodec, walk
+from shared.codec.context_model import ContextTables, load_tables
+from shared.errors import ConfigError
 from shared.model.bundle import CODEC_TABLES, Bundle
 from training.calibrate import head_codes
-from training.data.cifar10 import load_cifar10
+from training.cli import find_bundle, recipe_of
+from training.data.sets import IN_RANDOM_ORDER
+from training.export import codec_inputs
+from training.recipe_data import load_test, load_training
 
-DATA = "NEUCODEX_CIFAR10"
-FITTING_IMAGES = 2500
-"""Training images, the last ones, behind the floating-point model."""
-GOALS_OVER_PACKED = {"ctx": 0.5, "ctx-max": 0.45}
-"""On static images."""
-GOALS_SECONDS = {("ctx", "c"): 20e-6, ("ctx-max", "c"): 80e-6, ("ctx", "python"): 600e-6}
+SAMPLES, QUICK_SAMPLES = 1000, 100
+OVER_PACKED = {
+    "static": {"ctx": 0.5, "ctx-max": 0.45},
+    "events": {"ctx": 0.55, "ctx-max": 0.45},
+}
+"""Goals by kind of input and codec."""
+CTX_OVER_ZSTD_3 = {"static": 0.45, "events": None}
+GOAL_SECONDS = {("ctx", "c"): 20e-6, ("ctx-max", "c"): 80e-6, ("ctx", "python"): 600e-6}
 """Per 1,024 bits, each way."""
+OVERHEAD_BYTES = 0.4
+"""Goal: of a code word, above the ideal bits of the codec's own model."""
 BERNOULLI = ((256, 0.1), (1024, 0.1), (1024, 0.3), (8192, 0.05))
 """Bits per frame and rate of the sources with known entropy."""
+FLOAT_MODELS = {"logistic": 0, "network": HIDDEN}
+"""Hidden units of a channel, by name."""
 
 Codes = NDArray[np.uint8]
-"""``[N, T, n]``."""
+"""``[N, T, C, H, W]``."""
 
 
-def measure(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Result]]:
-    """Measure all codecs of the bundle."""
-    pin(LOAD_CORE)
-    tables = load_tables(bundle.read(CODEC_TABLES))
-    pictures = load_pictures()
-    pixels = pictures.pixels[: 200 if quick else 1000]
-    shaped = head_codes(bundle, pixels)
-    codes = shaped.reshape(*shaped.shape[:2], -1)
-    packed_bytes = math.ceil(codes.shape[2] / 8)
-    zstd3 = zstandard.ZstdCompressor(level=3)
-    # Not sent raw where it loses: the yardstick is what the library makes of a frame.
-    means = {"zstd-3": byte_means(lambda frame, _: len(zstd3.compress(pack(frame))), codes)}
-    for name, codec in bundle.codecs.items():
-        means[name] = byte_means(length_of(codec), codes, packed_bytes)
-    results = [figure("packed_bytes_per_timestep", [packed_bytes], "bytes")]
-    for name, by_timestep in means.items():
-        results += sizes(name, by_timestep)
-    results += ratios({name: float(np.mean(each)) for name, each in means.items()}, packed_bytes)
-    results += bounds(tables, codes)
-    if DATA in os.environ:
-        bound = float_bound(bundle, Path(os.environ[DATA]), shaped, quick)
-        ratio = float(np.mean(means["ctx-max"])) / bound
-        results += [
-            figure("float_model_bytes_per_timestep", [bound], "bytes"),
-            figure("ctx-max_over_float_model", [ratio], "ratio", "at most 1.05"),
-        ]
-    results += overheads(tables)
-    results += speeds(tables, codes[: 50 if quick else 200])
-    settings = {
-        "images": len(codes),
-        "timesteps": codes.shape[1],
-        "bits_per_timestep": codes.shape[2],
-        "implementation": native.IMPLEMENTATION,
-        "float_model_images": FITTING_IMAGES if DATA in os.environ else 0,
+class Subject(NamedTuple):
+    """A bundle and its codes."""
+
+    bundle: Bundle
+    test: Codes
+    fitting: Codes | None
+    """Codes of the samples that codec tables are fitted to; None without the data set."""
+
+    @property
+    def tables(self) -> ContextTables:
+        """The bundle's."""
+        return load_tables(self.bundle.read(CODEC_TABLES))
+
+    @property
+    def samples(self) -> Frames:
+        """The test codes, ``[N, T, n]``."""
+        return self.test.reshape(*self.test.shape[:2], -1)
+
+
+def read_subject(path: Path, data: Path | None, *, quick: bool) -> Subject:
+    """Open a bundle and compute its codes.
+
+    Raises:
+        BundleError: there is none, or it has no codec tables.
+        ConfigError: it needs a data set, or its recipe cannot be found.
+        DataError: the data set is missing or damaged.
+    """
+    found, count = find_bundle(path), QUICK_SAMPLES if quick else SAMPLES
+    bundle = found.bundle
+    if data is None:
+        pixels = load_pictures(count).pixels
+        if bundle.spec.input_kind != "static" or bundle.spec.input_shape != pixels.shape[1:]:
+            raise ConfigError(f"expected --data for {path}, which is not for the shipped pictures")
+        return Subject(bundle, head_codes(bundle, pixels), None)
+    recipe = recipe_of(found, None)
+    test, training = load_test(recipe, data), load_training(recipe, data)
+    if recipe.data.name not in IN_RANDOM_ORDER:
+        test = test.shuffled(recipe.seed)
+    fitting = codec_inputs(training)[: count if quick else None]
+    return Subject(bundle, head_codes(bundle, test.inputs[:count]), head_codes(bundle, fitting))
+
+
+def measure(subject: Subject, *, quick: bool) -> Iterator[Result]:
+    """Yield all figures of one bundle."""
+    kind, tables = subject.bundle.spec.input_kind, subject.tables
+    packed = packed_bytes(subject.samples.shape[2])
+    lengths = {name: code_lengths(encode, subject.samples) for name, encode in encoders(subject)}
+    ideals = dict(model_bytes(tables, subject.samples))
+    # A frame that would grow is sent raw. Not so zstd-3: it is what the library makes of a frame.
+    sent = {
+        name: each if name == "zstd-3" else np.minimum(each, packed)
+        for name, each in lengths.items()
     }
-    return settings, results
+    means = {name: float(each.mean()) for name, each in sent.items()}
+    yield figure("packed_bytes_per_timestep", [packed], "bytes")
+    for name, each in sent.items():
+        yield from sizes(name, each.mean(0).tolist())
+    for name, goal in OVER_PACKED[kind].items():
+        yield figure(f"{name}_over_packed", [means[name] / packed], "ratio", at_most(goal))
+    over_zstd = means["ctx"] / means["zstd-3"]
+    yield figure("ctx_over_zstd-3", [over_zstd], "ratio", at_most(CTX_OVER_ZSTD_3[kind]))
+    for name, ideal in ideals.items():
+        over = float(lengths[name].mean()) - ideal
+        yield figure(f"{name}_ideal_bytes_per_timestep", [ideal], "bytes")
+        yield figure(f"{name}_overhead_bytes", [over], "bytes", at_most(OVERHEAD_BYTES))
+    if subject.fitting is not None:
+        bound = yield from float_bound(subject.fitting, subject.test, quick=quick)
+        model = ideals["ctx-max"] / bound
+        yield figure("ctx-max_model_over_float_model", [model], "ratio", at_most(1.05))
+        yield figure("ctx-max_over_float_model", [means["ctx-max"] / bound], "ratio")
+    yield from speeds(tables, subject.samples[: 20 if quick else 200])
 
 
-def length_of(codec: Codec) -> Callable[[NDArray[np.uint8], Sequence[NDArray[np.uint8]]], int]:
-    """Return the bytes of a frame's code word, before the raw packet takes over."""
-    return lambda frame, past: len(codec.encode(frame[None], past))
+def at_most(goal: float | None) -> str | None:
+    """Return a goal in words."""
+    return None if goal is None else f"at most {goal:g}"
 
 
-def byte_means(
-    length: Callable[[NDArray[np.uint8], Sequence[NDArray[np.uint8]]], int],
-    codes: Codes,
-    limit: float = math.inf,
-) -> list[float]:
-    """Return the mean bytes of a frame at every timestep; no frame counts more than ``limit``."""
-    by_timestep: list[list[float]] = [[] for _ in range(codes.shape[1])]
-    for sample in codes:
-        for frame, timestep, past in walk(sample, []):
-            by_timestep[timestep].append(min(limit, length(frame, past)))
-    return [float(np.mean(each)) for each in by_timestep]
+Encode = Callable[[Frames, Sequence[Frames]], bytes]
+"""Takes one frame, ``[1, n]``, and those before it."""
 
 
-def sizes(name: str, by_timestep: Sequence[float]) -> list[Result]:
-    """Return a codec's bytes per timestep, per image of full T, and at every timestep."""
-    return [
-        figure(f"{name}_bytes_per_timestep", [float(np.mean(by_timestep))], "bytes"),
-        figure(f"{name}_bytes_per_image", [sum(by_timestep)], "bytes"),
-        *(
-            figure(f"{name}_bytes_at_t{timestep}", [value], "bytes")
-            for timestep, value in enumerate(by_timestep)
-        ),
-    ]
+def encoders(subject: Subject) -> Iterator[tuple[str, Encode]]:
+    """Yield the bundle's codecs and, as the yardstick, zstd as it comes."""
+    zstd = zstandard.ZstdCompressor(level=3)
+    yield "zstd-3", lambda frame, past: zstd.compress(pack(frame))
+    for name, codec in subject.bundle.codecs.items():
+        yield name, codec.encode
 
 
-def ratios(mean_bytes: Mapping[str, float], packed_bytes: int) -> list[Result]:
-    """Return the ratios that have goals."""
-    results = [
-        figure(f"{name}_over_packed", [mean_bytes[name] / packed_bytes], "ratio", f"at most {goal}")
-        for name, goal in GOALS_OVER_PACKED.items()
-    ]
-    over_zstd = mean_bytes["ctx"] / mean_bytes["zstd-3"]
-    return [*results, figure("ctx_over_zstd-3", [over_zstd], "ratio", "at most 0.45")]
+def code_lengths(encode: Encode, samples: Frames) -> NDArray[np.int64]:
+    """Return the bytes of every frame's code word, int64 ``[N, T]``."""
+    return np.array(
+        [[len(encode(frame[None], past)) for frame, past in walk(each, [])] for each in samples]
+    )
 
 
-def bounds(tables: ContextTables, codes: Codes) -> list[Result]:
-    """Return the ideal bytes per timestep of both fitted models."""
-    totals = {"ctx": 0.0, "ctx-max": 0.0}
-    for sample in codes:
-        for frame, timestep, past in walk(sample, []):
-            for name, probabilities in model_probabilities(tables, frame, timestep, past).items():
-                chosen = np.where(frame, probabilities, 65536 - probabilities) / 65536
-                totals[name] -= float(np.log2(chosen).sum()) / 8
-    timesteps = codes.shape[0] * codes.shape[1]
-    return [
-        figure(f"{name}_ideal_bytes_per_timestep", [total / timesteps], "bytes")
-        for name, total in totals.items()
-    ]
+def sizes(name: str, by_timestep: Sequence[float]) -> Iterator[Result]:
+    """Yield the bytes per timestep, per sample of full T, and at every timestep."""
+    yield figure(f"{name}_bytes_per_timestep", [float(np.mean(by_timestep))], "bytes")
+    yield figure(f"{name}_bytes_per_sample", [sum(by_timestep)], "bytes")
+    for timestep, value in enumerate(by_timestep):
+        yield figure(f"{name}_bytes_at_t{timestep}", [value], "bytes")
 
 
-def model_probabilities(
-    tables: ContextTables, frame: NDArray[np.uint8], timestep: int, past: Sequence[Any]
-) -> Mapping[str, NDArray[np.int64]]:
-    """Return P(spike) of every neuron in units of 2 ** -16, int64 ``[n]``, by model."""
-    shape, row = tables.shape, tables.row(timestep)
-    contexts = contexts_of(frame, past, shape)
-    found = {"ctx": np.take_along_axis(tables.probabilities[row], contexts, 1)}
-    mixing = tables.mixing
-    if mixing is not None:
-        logits = np.take_along_axis(mixing.logits[row].astype(np.int64), contexts, 1)
-        logits = logits.reshape(shape) + past_logits(mixing, row, past, shape)
-        logits += current_logits(mixing, row, frame, shape)
-        found["ctx-max"] = squashed(mixing, logits)
-    return {name: values.astype(np.int64).ravel() for name, values in found.items()}
+def context_codecs(tables: ContextTables, *, is_native: bool) -> list[ContextCodec | MixingCodec]:
+    """Return both codecs; without mixing weights only ``ctx``."""
+    kinds = (ContextCodec,) if tables.mixing is None else (ContextCodec, MixingCodec)
+    return [kind(tables, native=is_native) for kind in kinds]
 
 
-def float_bound(bundle: Bundle, data: Path, codes: NDArray[np.uint8], quick: bool) -> float:
-    """Return the bytes per timestep of the floating-point model."""
-    pixels = load_cifar10(data, train=True).pixels[-FITTING_IMAGES:]
-    model = fit_float_model(head_codes(bundle, pixels), epochs=1 if quick else 12)
-    return bits_per_timestep(model, codes) / 8
+def model_bytes(tables: ContextTables, samples: Frames) -> Iterator[tuple[str, float]]:
+    """Yield the ideal bytes of a timestep under each of the tables' models."""
+    for codec in context_codecs(tables, is_native=False):
+        bits = 0.0
+        for sample in samples:
+            for frame, past in walk(sample, []):
+                ones = codec.probabilities(frame, past)
+                bits -= float(np.log2(np.where(frame, ones, 65536 - ones) / 65536).sum())
+        yield codec.name, bits / 8 / samples[..., 0].size
 
 
-def overheads(tables: ContextTables) -> list[Result]:
-    """Return the coder's bytes above the entropy of sources whose rate it knows."""
-    results = []
+def float_bound(fitting: Codes, test: Codes, *, quick: bool) -> Generator[Result, None, float]:
+    """Yield the ideal bytes of the floating-point models; return the fewer ones."""
+    found = {}
+    for name, hidden in FLOAT_MODELS.items():
+        model = fit_float_model(fitting, hidden, rounds=1 if quick else ROUNDS)
+        found[name] = ideal_bytes(model, test)
+        mean = float(np.mean(found[name]))
+        yield figure(f"float_{name}_ideal_bytes_per_timestep", [mean], "bytes")
+    best = min(found.values(), key=sum)
+    yield from sizes("float_model", best)
+    return float(np.mean(best))
+
+
+def overheads() -> Iterator[Result]:
+    """Yield the coder's bytes above the entropy of sources whose rate it knows."""
     for bits, rate in BERNOULLI:
-        known = tables._replace(
-            shape=(1, 1, bits),
-            probabilities=np.full((1, 1, 256), round(rate * 65536), np.uint16),
-            mixing=None,
+        probability = round(rate * 65536)
+        known = np.full((1, 1, 256), probability, np.uint16)
+        codec, generator = (
+            ContextCodec(ContextTables((1, 1, bits), known)),
+            np.random.default_rng(0),
         )
-        codec, generator = ContextCodec(known), np.random.default_rng(0)
         frames = (generator.random((400, bits)) < rate).astype(np.uint8)
-        ones = frames.sum(1)
-        p = round(rate * 65536) / 65536
-        ideal_bytes = -(ones * math.log2(p) + (bits - ones) * math.log2(1 - p)) / 8
-        coded_bytes = np.array([len(codec.encode(frame[None], [])) for frame in frames])
-        over = float((coded_bytes - ideal_bytes).mean())
-        name = f"overhead_{bits}_bits_rate_{rate}"
-        results.append(figure(f"{name}_bytes", [over], "bytes per code word", "at most 0.4"))
-        share = over / float(ideal_bytes.mean())
-        goal = "at most 0.01" if bits >= 1024 else None
-        results.append(figure(f"{name}_share", [share], "ratio", goal))
-    return results
+        ones, p = frames.sum(1), probability / 65536
+        ideal = -(ones * math.log2(p) + (bits - ones) * math.log2(1 - p)) / 8
+        coded = np.array([len(codec.encode(frame[None], [])) for frame in frames])
+        over, name = float((coded - ideal).mean()), f"overhead_{bits}_bits_rate_{rate}"
+        yield figure(f"{name}_bytes", [over], "bytes per code word", at_most(OVERHEAD_BYTES))
+        share = at_most(0.01 if bits >= 1024 else None)
+        yield figure(f"{name}_share", [over / float(ideal.mean())], "ratio", share)
 
 
-def speeds(tables: ContextTables, codes: Codes) -> list[Result]:
-    """Return seconds per 1,024 bits of both codecs, in C where it was built and in Python."""
-    results = []
-    for kind in (ContextCodec, MixingCodec):
-        if kind is MixingCodec and tables.mixing is None:
-            continue
-        for is_native in (True, False) if native.AVAILABLE else (False,):
-            codec = kind(tables, native=is_native)
-            some = codes if is_native else codes[: max(1, len(codes) // 10)]
-            implementation = "c" if is_native else "python"
-            goal = GOALS_SECONDS.get((kind.name, implementation))
+def speeds(tables: ContextTables, samples: Frames) -> Iterator[Result]:
+    """Yield seconds per 1,024 bits of both codecs, in C where it was built and in Python."""
+    for is_native in (True, False) if native.AVAILABLE else (False,):
+        implementation = "c" if is_native else "python"
+        some = samples if is_native else samples[: max(1, len(samples) // 20)]
+        for codec in context_codecs(tables, is_native=is_native):
+            goal = at_most(GOAL_SECONDS.get((codec.name, implementation)))
             for way, seconds in times(codec, some).items():
-                results.append(
-                    figure(
-                        f"{kind.name}_{implementation}_{way}_seconds_per_1024_bits",
-                        [each * 1024 / codes.shape[2] for each in seconds],
-                        "seconds",
-                        None if goal is None else f"at most {goal:g}",
-                    )
-                )
-    return results
+                per_1024_bits = [each * 1024 / samples.shape[2] for each in seconds]
+                name = f"{codec.name}_{implementation}_{way}_seconds_per_1024_bits"
+                yield figure(name, per_1024_bits, "seconds", goal)
 
 
-def times(codec: ContextCodec | MixingCodec, codes: Codes) -> dict[str, list[float]]:
+def times(codec: ContextCodec | MixingCodec, samples: Frames) -> Mapping[str, list[float]]:
     """Return seconds per frame of several rounds, by way."""
     steps = [
         (frame[None], past, codec.encode(frame[None], past))
-        for sample in codes
-        for frame, _, past in walk(sample, [])
+        for sample in samples
+        for frame, past in walk(sample, [])
     ]
     found: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(5):
@@ -231,9 +245,51 @@ def times(codec: ContextCodec | MixingCodec, codes: Codes) -> dict[str, list[flo
     return found
 
 
+def settings_of(subject: Subject) -> dict[str, Any]:
+    """Return what the figures of a bundle depend on."""
+    fitting = 0 if subject.fitting is None else len(subject.fitting)
+    return {
+        "digest": subject.bundle.digest,
+        "samples": len(subject.test),
+        "timesteps": subject.test.shape[1],
+        "bits_per_timestep": subject.samples.shape[2],
+        "firing_rate": round(float(subject.test.mean()), 4),
+        "samples_behind_the_float_models": fitting,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return run("codec", __doc__, measure, argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codec", description=__doc__)
+    parser.add_argument(
+        "--bundle", type=Path, action="append", help="bundle to measure; repeatable"
+    )
+    parser.add_argument("--data", type=Path, action="append", help="its data set; repeatable")
+    parser.add_argument("--out", type=Path, help="write the report to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="few samples, under a minute")
+    arguments = parser.parse_args(argv)
+    bundles: list[Path] = arguments.bundle or [DEMO_BUNDLE]
+    folders: list[Path | None] = arguments.data or [None] * len(bundles)
+    if len(folders) != len(bundles):
+        parser.error(f"expected --data for none or all of {len(bundles)} bundles")
+    pin(LOAD_CORE)
+    settings: dict[str, Any] = {"implementation": native.IMPLEMENTATION, "bundles": {}}
+    results = list(overheads())
+    for path, data in zip(bundles, folders, strict=True):
+        subject = read_subject(path, data, quick=arguments.quick)
+        name = subject.bundle.manifest.name
+        settings["bundles"][name] = settings_of(subject)
+        for each in measure(subject, quick=arguments.quick):
+            results.append(msgspec.structs.replace(each, name=f"{name}.{each.name}"))
+    tell("codec", flags(arguments), settings, results, arguments.out)
+    return 0
+
+
+def flags(arguments: argparse.Namespace) -> str:
+    """Return the command line that gives the same figures."""
+    words = [f"--bundle {path}" for path in arguments.bundle or ()]
+    words += ["--data DIR"] * len(arguments.data or ())
+    return " ".join([*words, *(["--quick"] if arguments.quick else [])])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from benchmarks.report import ROOT, Report
 
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "figures"
-CODECS = ("zstd-3", "raw", "ctx", "ctx-max")
+CODECS = {"zstd-3": "-", "raw": "-", "ctx": "-", "ctx-max": "-", "float_model": ":"}
+"""What is drawn of them, and how."""
 
 
 def read(name: str) -> dict[str, float]:
@@ -26,23 +27,22 @@ def read(name: str) -> dict[str, float]:
 
 
 def codec() -> Figure:
-    """Draw bytes per timestep t for each codec, with the floating-point model's mean."""
-    values, figure = read("codec"), Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name in CODECS:
-        pattern = re.compile(rf"{re.escape(name)}_bytes_at_t(\d+)")
-        points = {
-            int(found[1]): value
-            for each, value in values.items()
-            if (found := pattern.fullmatch(each))
-        }
-        axes.plot(list(points), list(points.values()), marker="o", label=name)
-        axes.set_xticks(list(points))
-    if "float_model_bytes_per_timestep" in values:
-        bound = values["float_model_bytes_per_timestep"]
-        axes.axhline(bound, linestyle=":", color="grey", label="float model, mean")
-    axes.set(xlabel="timestep t", ylabel="bytes", ylim=(0, None))
-    axes.legend()
+    """Draw bytes per timestep t for each codec and the floating-point bound, bundle by bundle."""
+    bundles: dict[str, dict[str, dict[int, float]]] = {}
+    for each, value in read("codec").items():
+        if found := re.fullmatch(r"(?:([^.]+)\.)?(.+)_bytes_at_t(\d+)", each):
+            lines = bundles.setdefault(found[1] or "", {})
+            lines.setdefault(found[2], {})[int(found[3])] = value
+    figure = Figure(figsize=(1 + 5 * len(bundles), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(bundles), squeeze=False)[0]
+    for axes, (bundle, lines) in zip(panels, bundles.items(), strict=True):
+        for name, style in CODECS.items():
+            points = lines.get(name, {})
+            label = name.replace("_", " ")
+            axes.plot(list(points), list(points.values()), style, marker="o", label=label)
+            axes.set_xticks(list(points))
+        axes.set(title=bundle, xlabel="timestep t", ylabel="bytes", ylim=(0, None))
+        axes.legend()
     return figure
 
 

@@ -64,7 +64,7 @@ def calibration_section(calibration: Calibration) -> str:
 
 On {calibration.fitting_images:,} held-out samples: temperature {calibration.temperature:.4f} of
 confidence `{calibration.confidence}`, and how the alphas of a `by_timestep` list are to one
-another. On {calibration.images:,} others the alphas; on both, the codec tables:
+another. On {calibration.images:,} others:
 
 | alpha | at t = 0, 1, ... | risk, points | accuracy | mean timesteps | exits at t = 0, 1, ... |
 |---|---|---|---|---|---|

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -49,6 +51,9 @@ from training.recipe_data import TrainingData
 
 CARD_FILE = "CARD.md"
 CODEC = "ctx"
+CODEC_SAMPLES = 2500
+"""Samples wanted behind the codec tables. On N-MNIST's codes ``ctx-max`` fitted to 1,000 takes 6 %
+fewer bytes than fitted to the 150 held out."""
 EXAMPLE_SAMPLES = 2
 """Batch size of the traced example; the exporter would take 1 for a constant."""
 
@@ -70,12 +75,34 @@ class Measured(NamedTuple):
 
 
 def measure(
-    bundle: Bundle, held_out: LabelledFrames, *, threads: int = 1, progress: Progress = SILENT
+    bundle: Bundle,
+    held_out: LabelledFrames,
+    codec_inputs: NDArray[np.uint8],
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
 ) -> Measured:
-    """Calibrate, and fit the codec tables, on samples that no training phase has seen."""
+    """Calibrate a bundle and fit its codec tables.
+
+    Args:
+        bundle: with its graphs.
+        held_out: samples that no training phase has seen, for the calibration.
+        codec_inputs: the inputs behind the codec tables, as :func:`codec_inputs` gives them.
+        threads: CPU threads.
+        progress: hears of the calibration's batches.
+    """
     calibration = calibrate(bundle, held_out, threads=threads, progress=progress)
-    # A lossless code changes no answer, so it may look at the samples that test alpha, too.
-    return Measured(calibration, fit_tables(head_codes(bundle, held_out.frames, threads)))
+    return Measured(calibration, fit_tables(head_codes(bundle, codec_inputs, threads)))
+
+
+def codec_inputs(data: TrainingData) -> NDArray[np.uint8]:
+    """Return what codec tables are fitted to: the held-out inputs, and more where those are few.
+
+    A lossless code changes no answer, so it may look at the samples that test alpha, and at those
+    that trained the network, whose codes serve as well as others.
+    """
+    missing = max(0, CODEC_SAMPLES - len(data.held_out))
+    return np.concatenate([data.held_out.inputs, data.training.inputs[:missing]])
 
 
 def write_bundle(
@@ -258,7 +285,9 @@ def export_run(
     return write_bundle(
         network,
         Description(recipe.name, options.version, data.preprocessing, labels),
-        lambda bundle: measure(bundle, held_out, threads=threads, progress=progress),
+        lambda bundle: measure(
+            bundle, held_out, codec_inputs(data), threads=threads, progress=progress
+        ),
         lambda manifest, calibration: card(manifest, calibration, history, options.evaluation),
         out,
         half=options.half,

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,9 +37,9 @@ from shared.codec.context_model import (
 PRIOR_COUNT = 8.0
 """A context counts as if it had been seen so often with the rate of its more general one."""
 MAPS, SIDE = 5, 5
-"""The size of ``ctx-max``: a map that is added as it is and four hidden units a channel. On the
-codes of a ResNet-18, fitted to 2,500 images, no hidden unit takes 2.4 % more bytes, eight take 0.5 %
-less; 3x3 in this timestep takes 1 % more; a network of its own for each timestep, 1.5 % more."""
+"""The size of ``ctx-max``: a map that is added as it is and four hidden units a channel. On a
+ResNet-18's codes, fitted to 2,500 images, no hidden units take 2.4 % more bytes, eight 0.5 % less;
+3x3 in this timestep takes 1.4 % more, a network of its own for every timestep 1.5 % more."""
 BATCH = 256
 LEARNING_RATE = 0.02
 TABLE_DECAY, NETWORK_DECAY = 1e-4, 1e-2
@@ -116,6 +116,22 @@ def _shrunk(
     return rates
 
 
+class Inputs(NamedTuple):
+    """What models of codes take of one timestep."""
+
+    frames: Tensor
+    """float, ``[N, C, H, W]``."""
+    past: Tensor | None
+    """The frames before them, latest first, float ``[N, lags * C, H, W]``; None at first."""
+    contexts: Tensor
+    """int64, ``[N, C, H, W]``: which of a table's entries, ``[rows * C * 256]``."""
+
+    def of(self, samples: Tensor) -> Inputs:
+        """Return those of some samples."""
+        past = None if self.past is None else self.past[samples]
+        return Inputs(self.frames[samples], past, self.contexts[samples])
+
+
 class Mixing(nn.Module):
     """``ctx-max`` in floating point: the table's logits plus a small network.
 
@@ -146,27 +162,19 @@ class Mixing(nn.Module):
         mask: Tensor = self.mask  # type: ignore[assignment]
         return self.current.flatten(0, 1) * mask.permute(3, 0, 1, 2)
 
-    def forward(self, frames: Tensor, past: Tensor | None, index: Tensor) -> Tensor:
-        """Return the logits of one timestep, float ``[N, C, H, W]``.
-
-        Args:
-            frames: float, ``[N, C, H, W]``.
-            past: the frames before them, latest first, ``[N, LAGS * C, H, W]``; None at first.
-            index: int64, ``[N, C, H, W]``, into all of the table's logits.
-        """
-        flat = functional.conv2d(frames, self.causal_weights(), padding=SIDE // 2)
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Return the logits of one timestep, float ``[N, C, H, W]``."""
+        flat = functional.conv2d(inputs.frames, self.causal_weights(), padding=SIDE // 2)
         flat = flat + self.places.flatten(0, 1)
-        if past is not None:
+        if inputs.past is not None:
             weights = self.past.flatten(0, 1)
-            flat = flat + functional.conv2d(past, weights, padding=PAST_SIDE // 2)
-        maps = flat.unflatten(1, (-1, self.maps))
+            flat = flat + functional.conv2d(inputs.past, weights, padding=PAST_SIDE // 2)
+        count, _, height, width = flat.shape
+        maps = flat.reshape(count, -1, self.maps, height, width)
         units = maps[:, :, 1:].clamp(0, HIDDEN_LIMIT / LOGIT_UNITS)
         added = torch.einsum("ncuyx,cu->ncyx", units, self.hidden)
-        return self.logits.flatten()[index] + maps[:, :, 0] + added
-
-
-Inputs = tuple[Tensor, Tensor | None, Tensor]
-"""What :class:`Mixing` takes."""
+        logits: Tensor = self.logits.flatten()[inputs.contexts] + maps[:, :, 0] + added
+        return logits
 
 
 def _parameter(*sizes: int) -> nn.Parameter:
@@ -188,40 +196,45 @@ def fit_mixing(
     return quantised(model)
 
 
-def timestep_inputs(codes: NDArray[np.uint8], rows: int) -> Iterator[Inputs]:
-    """Yield what :class:`Mixing` takes, for every timestep."""
+def timestep_inputs(codes: NDArray[np.uint8], rows: int, lags: int = LAGS) -> Iterator[Inputs]:
+    """Yield what models of codes ``[N, T, C, H, W]`` take, for every timestep."""
     spikes = torch.from_numpy(codes).float()
     places = torch.from_numpy(contexts(codes))
     channels = torch.arange(codes.shape[2])[:, None, None]
     for timestep in range(codes.shape[1]):
         before = [
             spikes[:, timestep - lag] if lag <= timestep else torch.zeros_like(spikes[:, 0])
-            for lag in range(1, LAGS + 1)
+            for lag in range(1, lags + 1)
         ]
         base = (min(timestep, rows - 1) * codes.shape[2] + channels) * CONTEXTS
         past = torch.cat(before, 1) if timestep else None
-        yield spikes[:, timestep], past, base + places[:, timestep]
+        yield Inputs(spikes[:, timestep], past, base + places[:, timestep])
 
 
-def batches(inputs: Sequence[Inputs]) -> Iterator[Inputs]:
-    """Yield batches of one timestep each, in random order, for ever."""
+def parts(order: Tensor) -> tuple[Tensor, ...]:
+    """Cut an order of samples into batches."""
+    cut: tuple[Tensor, ...] = order.split(BATCH)  # type: ignore[no-untyped-call]
+    return cut
+
+
+def batches(inputs: Sequence[Inputs]) -> Iterator[tuple[int, Inputs]]:
+    """Yield batches of one timestep each, with that timestep, in random order, for ever."""
     while True:
         chosen = [
             (timestep, part)
-            for timestep, (frames, _, _) in enumerate(inputs)
-            for part in torch.randperm(len(frames)).split(BATCH)
+            for timestep, each in enumerate(inputs)
+            for part in parts(torch.randperm(len(each.frames)))
         ]
         for at in torch.randperm(len(chosen)).tolist():
             timestep, part = chosen[at]
-            frames, past, index = inputs[timestep]
-            yield frames[part], None if past is None else past[part], index[part]
+            yield timestep, inputs[timestep].of(part)
 
 
 def steps_for(neurons: int) -> int:
     """Return how many steps of descent to take over so many spikes and silences.
 
-    More would learn few samples by heart. A ResNet-18's codes (2,048 neurons a sample) did best with about 100 steps on 50 samples, 300 on
-    500 and 800 on 2,500.
+    More would learn few samples by heart: a ResNet-18's codes of 2,048 neurons did best with about
+    100 steps on 50 samples, 300 on 500 and 800 on 2,500.
     """
     return max(LEAST_STEPS, math.isqrt(neurons) // 3)
 
@@ -238,18 +251,18 @@ def _descend(model: Mixing, inputs: Sequence[Inputs], steps: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
     )
-    for frames, past, index in itertools.islice(batches(inputs), steps):
+    for _, batch in itertools.islice(batches(inputs), steps):
         optimiser.zero_grad()
-        logits = model(frames, past, index)
-        functional.binary_cross_entropy_with_logits(logits, frames).backward()
+        loss = functional.binary_cross_entropy_with_logits(model(batch), batch.frames)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
 
 
 def quantised(model: Mixing) -> MixingWeights:
     """Return the model in integers."""
-    channels, lags = len(model.hidden), (LAGS, len(model.hidden))
-    past = model.past.flatten(0, 1).unflatten(1, lags).permute(1, 2, 3, 4, 0)
+    every, side = len(model.hidden) * model.maps, PAST_SIDE
+    past = model.past.reshape(every, LAGS, -1, side, side).permute(1, 2, 3, 4, 0)
     return MixingWeights(
         logits=_units(model.logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)),
         places=_units(model.places.flatten(0, 1).permute(1, 2, 0))[None],

@@ -84,7 +84,7 @@ def synthetic_frames(spec: NetworkSpec, samples: int, seed: int) -> NDArray[np.u
 
 def measure_to_medians(bundle: Bundle, data: LabelledFrames) -> Measured:
     """Measure, with a default alpha under which half of the samples exit at each timestep."""
-    calibration, tables = measure(bundle, data)
+    calibration, tables = measure(bundle, data, data.frames)
     engines = [named_engine(bundle, "head"), named_engine(bundle, "tail")]
     run = run_engines(engines, data.frames, bundle.spec, bundle.manifest.preprocessing)
     decisions = judge(run.logits, calibration.temperature)

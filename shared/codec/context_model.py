@@ -89,12 +89,14 @@ class MixingWeights(NamedTuple):
     @property
     def maps(self) -> int:
         """Maps of a channel: M."""
-        return 1 + self.hidden.shape[1]
+        units: int = self.hidden.shape[1]
+        return 1 + units
 
     @property
     def side(self) -> int:
         """Neurons along a side of this timestep's surroundings."""
-        return self.current.shape[2]
+        side: int = self.current.shape[2]
+        return side
 
     def set_of(self, row: int) -> int:
         """Return the set of weights of a row."""
@@ -306,7 +308,7 @@ def surroundings(frame: Frames, shape: Shape, side: int) -> Maps:
 
 def past_maps(mixing: MixingWeights, row: int, past: Sequence[Frames], shape: Shape) -> Maps:
     """Return all maps as they are before this timestep's spikes, int16 ``[H, W, C * M]``."""
-    maps = mixing.places[mixing.set_of(row)].copy()
+    maps: Maps = mixing.places[mixing.set_of(row)].copy()
     for lag, frame in enumerate(reversed(past[-LAGS:])):
         maps += weighted(mixing.past[mixing.set_of(row), lag], frame, shape)
     return maps
@@ -325,7 +327,8 @@ def weighted(weights: NDArray[np.int16], frame: Frames, shape: Shape) -> Maps:
         frame: uint8, ``[C' * H * W]``.
         shape: ``[C', H, W]``.
     """
-    added: Maps = surroundings(frame, shape, weights.shape[1]) @ weights.reshape(-1, weights.shape[3])
+    around = surroundings(frame, shape, weights.shape[1])
+    added: Maps = around @ weights.reshape(-1, weights.shape[3])
     return added
 
 
@@ -335,7 +338,8 @@ def as_seen_from_spikes(weights: NDArray[np.int16]) -> NDArray[np.int16]:
     What a spike adds to the neurons around it, instead of what a neuron takes from the spikes
     around it: the row above a neuron is the row below a spike.
     """
-    return weights[..., ::-1, ::-1, :]
+    turned: NDArray[np.int16] = weights[..., ::-1, ::-1, :]
+    return turned
 
 
 def squashed(

@@ -183,7 +183,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Number of held-out images behind these figures, but for the temperature."""
     fitting_images: int
     """Number of other held-out images, behind the temperature and how the alphas of the timesteps
-    are to one another. Both together are behind the codec tables."""
+    are to one another."""
 
 
 def alpha_names(budget_points: float) -> tuple[str, str]:

@@ -253,7 +253,7 @@ def test_a_bundle_computes_what_the_network_does(tmp_path: Path) -> None:
     bundle = write_bundle(
         split,
         Description("all-layers", "1", neutral, tuple("abcde")),
-        lambda bundle: measure(bundle, data),
+        lambda bundle: measure(bundle, data, data.frames),
         lambda _, __: "",
         tmp_path / "bundle",
         half=False,
