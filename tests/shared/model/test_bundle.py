@@ -352,7 +352,7 @@ def test_damaged_codec_tables_are_refused(copy: Path) -> None:
 
 def test_codec_tables_of_another_code_are_refused(copy: Path) -> None:
     tables = load_tables((copy / CODEC_TABLES).read_bytes())
-    rewrite(copy, CODEC_TABLES, save_tables(tables._replace(shape=(4, 4, 8))))
+    rewrite(copy, CODEC_TABLES, save_tables(tables._replace(shape=(4, 4, 8), mixing=None)))
 
     with pytest.raises(BundleError, match=r"codes of \[4, 8, 8\], got \[4, 4, 8\]"):
         _ = Bundle(copy).codecs
