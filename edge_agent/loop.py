@@ -293,7 +293,7 @@ class EdgeLoop(Generic[F]):
         opened = await link.open(self._open_request())
         self._check(opened)
         if self._tuner is not None:
-            self._session.configure(self._tuner.opened(opened, perf_counter()))
+            self._session.configure(self._tuner.opened(opened))
         log.info("stream open to %s", opened.model)
         self._link, self._trouble = link, None
         self._reading = asyncio.create_task(self._read(link))

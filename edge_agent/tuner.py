@@ -45,6 +45,7 @@ class Here:
     rehearse: Callable[[], Awaitable[float]]
     """Runs the tail and returns its seconds per timestep."""
     probing: Callable[[], AbstractAsyncContextManager[Prober]]
+    """Connects to the cloud for as long as one looks at the link."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,10 @@ class Tuner:
         self._metrics = metrics
         self._wire = wire
         fixed = wishes.fixed
-        steps = fixed.steps_per_packet or 1
+        mode, steps = fixed.reply_mode or ReplyMode.STEP, fixed.steps_per_packet or 1
         self._plain = Choice(
-            reply_mode=fixed.reply_mode or ReplyMode.STEP,
-            window=fixed.window or steps,
+            reply_mode=mode,
+            window=fixed.window or (steps if mode is ReplyMode.STEP else 1),
             steps_per_packet=steps,
         )
         self.choice = self._plain
@@ -99,7 +100,7 @@ class Tuner:
         """Return the settings that a new stream begins with: as plain as the user allows."""
         return self._as_settings(self._plain)
 
-    def opened(self, opened: Opened, now: float) -> Settings:
+    def opened(self, opened: Opened) -> Settings:
         """Return the settings for a stream with these limits."""
         limits = Limits(
             max_window=opened.max_window,
@@ -110,7 +111,7 @@ class Tuner:
         self._options = choices(timesteps, limits, self._wishes.fixed)
         if self.choice not in self._options:
             self._use(self._plain)
-        self._decide(now)
+        self._decide()
         return self._as_settings(self.choice)
 
     def settle(self, now: float) -> Settings | None:
@@ -118,7 +119,7 @@ class Tuner:
         if now < self._next_decision:
             return None
         self._next_decision = now + DECIDE_SECONDS
-        return self._as_settings(self.choice) if self._decide(now) else None
+        return self._as_settings(self.choice) if self._decide() else None
 
     async def watch(self, news: Callable[[], None]) -> None:
         """Time the tail here; then look at the link while no sample goes over it.
@@ -144,7 +145,7 @@ class Tuner:
                         self.observer.round_trip(await prober.round_trip(), perf_counter())
                         news()
 
-    def _decide(self, now: float) -> bool:
+    def _decide(self) -> bool:
         """Look for the best way and say whether it is another than that in use."""
         totals = self._wire.poll()
         self.observer.link_bytes_per_second = totals and totals.link_bytes_per_second
