@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -189,11 +190,22 @@ def fit_mixing(
     codes = codes[:: -(-len(codes) // most)]
     shape: Shape = codes.shape[2:]
     clipped = rates.clip(1e-5, 1 - 1e-5)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), deterministic():
         torch.manual_seed(seed)
         model = Mixing(torch.from_numpy(np.log(clipped / (1 - clipped))).float(), shape, maps)
         _descend(model, list(timestep_inputs(codes, len(rates))), steps_for(codes.size))
     return quantised(model)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Have equal inputs give equal bits: threads that add gradients of a table race otherwise."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def timestep_inputs(codes: NDArray[np.uint8], rows: int, lags: int = LAGS) -> Iterator[Inputs]:
