@@ -32,7 +32,7 @@ LAGS = 3
 SIDE = 5
 HIDDEN = 16
 """Hidden units of a channel, in each of the network's layers."""
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.02
 WEIGHT_DECAY = 1e-2
 VALIDATED_SHARE = 10
 """One sample in so many tells when to stop."""

@@ -23,7 +23,6 @@ from shared.codec.context_model import (
     HIDDEN_LIMIT,
     LAGS,
     LOGIT_UNITS,
-    MAX_BYTES,
     MAX_ROWS,
     PAST_SIDE,
     SQUASH_SIZE,
@@ -41,6 +40,8 @@ MAPS, SIDE = 5, 5
 """The size of ``ctx-max``: a map that is added as it is and four hidden units a channel. On a
 ResNet-18's codes, fitted to 2,500 images, no hidden units take 2.4 % more bytes, eight 0.5 % less;
 3x3 in this timestep takes 1.4 % more, a network of its own for every timestep 1.5 % more."""
+NETWORK_BYTES = 8 << 20
+"""A network that would take more has no hidden units, or is left out: a bundle is to be small."""
 BATCH = 256
 LEARNING_RATE = 0.02
 TABLE_DECAY, NETWORK_DECAY = 1e-4, 1e-2
@@ -67,16 +68,15 @@ def fit_tables(codes: NDArray[np.uint8], *, seed: int = 0) -> ContextTables:
     rates = fit_rates(codes)
     probabilities = np.clip(np.round(rates * 65536), 1, 65535).astype(np.uint16)
     tables = ContextTables((channels, height, width), probabilities)
-    maps = most_maps(tables)
+    maps = most_maps(tables.shape)
     return tables._replace(mixing=fit_mixing(codes, rates, maps, seed)) if maps else tables
 
 
-def most_maps(tables: ContextTables) -> int:
-    """Return how many maps a channel may have within the size of a parameter file; 0 if none."""
-    channels, height, width = tables.shape
-    kernels = channels * (LAGS * PAST_SIDE**2 + SIDE**2) + height * width
-    left_bytes = MAX_BYTES // 2 - 2 * tables.probabilities.nbytes
-    return next((maps for maps in (MAPS, 1) if 2 * channels * maps * kernels <= left_bytes), 0)
+def most_maps(shape: Shape) -> int:
+    """Return how many maps a channel may have; 0 where the network would be too large at all."""
+    channels, height, width = shape
+    weights = channels * (channels * (LAGS * PAST_SIDE**2 + SIDE**2) + height * width)
+    return next((maps for maps in (MAPS, 1) if 2 * maps * weights <= NETWORK_BYTES), 0)
 
 
 def contexts(codes: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -55,7 +55,8 @@ static void encode_bit(Coder *coder, uint32_t probability, int bit)
     }
 }
 
-/* Append the fewest bytes that name a number in the interval. */
+/* Append the fewest bytes that name a number in the interval. Before the first byte has left the
+ * window the interval ends at START at the latest: a carry always has a byte to go to. */
 static void finish_encoding(Coder *coder)
 {
     int dropped = 4;
@@ -63,7 +64,7 @@ static void finish_encoding(Coder *coder)
     for (;; dropped--) {
         uint64_t unit = (uint64_t)1 << 8 * dropped;
         number = (coder->low + unit - 1) / unit * unit;
-        if (number < coder->low + coder->width && (number < START || coder->size > 0))
+        if (number < coder->low + coder->width)
             break;
     }
     if (number >= START) {

@@ -59,7 +59,7 @@ SQUASH_SIZE = 4096
 """Logits from -8 to 8 have an entry in the table that turns them into probabilities."""
 HIDDEN_LIMIT = 4095
 """What a hidden unit counts at most, in units of 1/256."""
-MAX_BYTES = 16 << 20
+MAX_BYTES = 64 << 20
 """A parameter file larger than this, unpacked, is refused."""
 
 
@@ -132,7 +132,8 @@ def save_tables(tables: ContextTables) -> bytes:
         for name, array in tables.mixing._asdict().items():
             arrays[name] = array.astype(array.dtype.newbyteorder("<"))
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Not compressed: that would give other bytes with another zlib.
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)

@@ -41,9 +41,9 @@ def test_a_decoder_that_breaks_is_found(
 ) -> None:
     make = fuzz.stream_settings
 
-    def broken(seed: int) -> list[fuzz.Setting]:
-        packets = [b"\x08", b"\x01"]  # coded, of timesteps 0 and 1
-        return [each._replace(codec=BrokenCodec(error), packets=packets) for each in make(seed)]
+    def broken(seed: int, is_native: bool) -> list[fuzz.Setting]:
+        packets, known = [b"\x08", b"\x01"], make(seed, is_native)  # of timesteps 0 and 1, coded
+        return [each._replace(codec=BrokenCodec(error), packets=packets) for each in known]
 
     monkeypatch.setattr(fuzz, "stream_settings", broken)
     (failure,) = fuzz.fuzz((7, 1000)).failures

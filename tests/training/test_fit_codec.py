@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from shared.codec.context_codec import ContextCodec, MixingCodec
 from shared.codec.context_model import load_tables, save_tables
-from training.fit_codec import fit_rates, fit_tables, squash_table
+from training.fit_codec import MAPS, fit_mixing, fit_rates, fit_tables, most_maps, squash_table
 
 
 def blobs(count: int, seed: int) -> NDArray[np.uint8]:
@@ -40,6 +40,32 @@ def test_the_fitted_models_find_the_structure_of_unseen_codes() -> None:
     # Packed: 48 bytes. The noise alone has 0.14 bits a neuron: 6.8 bytes.
     assert mixed < table < 24
     assert mixed > 6.8
+
+
+def exclusive(count: int, seed: int) -> NDArray[np.uint8]:
+    """Codes ``[N, 3, 2, 8, 8]``: channel 0 is noise; channel 1 fires where exactly one of the
+    neurons W and E of it in channel 0 does. No sum of these two tells."""
+    codes = (np.random.default_rng(seed).random((count, 3, 2, 8, 8)) < 0.5).astype(np.uint8)
+    padded = np.pad(codes[:, :, 0], ((0, 0), (0, 0), (0, 0), (1, 1)))
+    codes[:, :, 1] = padded[..., :-2] ^ padded[..., 2:]
+    return codes
+
+
+def test_hidden_units_find_what_no_sum_tells() -> None:
+    codes, unseen = exclusive(1000, seed=0), exclusive(20, seed=1)
+    tables = fit_tables(codes)
+    plain = tables._replace(mixing=fit_mixing(codes, fit_rates(codes), maps=1))
+
+    # Of 16 bytes a frame the 8 of channel 0 cannot be saved.
+    assert bytes_per_sample(MixingCodec(plain), unseen) > 3 * 15
+    assert bytes_per_sample(MixingCodec(tables), unseen) < 3 * 11
+
+
+def test_a_network_for_very_many_channels_has_no_hidden_units_or_is_left_out() -> None:
+    assert most_maps((64, 32, 32)) == MAPS
+    assert most_maps((256, 4, 4)) == 1
+    assert most_maps((512, 2, 2)) == 0
+    assert fit_tables(np.zeros((2, 1, 512, 1, 1), np.uint8)).mixing is None
 
 
 def test_the_same_codes_give_the_same_tables() -> None:

@@ -315,8 +315,26 @@ def test_a_network_may_leave_places_and_hidden_units_out() -> None:
     assert MixingCodec(short).encode(frames, []) == expected
 
 
-PARAMETER_FILES = [changed(), save_tables(random_tables((2, 3, 3), 1))]
-"""Stored as it is, and deflated."""
+def deflated(file: bytes) -> bytes:
+    """Return a parameter file with its arrays compressed."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(file)) as stored,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    return buffer.getvalue()
+
+
+STORED = save_tables(golden_tables())
+PARAMETER_FILES = [STORED, deflated(STORED)]
+
+
+def test_a_compressed_parameter_file_is_read_as_well() -> None:
+    stored, compressed = PARAMETER_FILES
+    assert len(compressed) < len(stored) / 2
+    assert save_tables(load_tables(compressed)) == stored
 
 
 @settings(max_examples=200)
@@ -325,8 +343,9 @@ def test_a_damaged_parameter_file_is_refused_or_valid(file: bytes, data: st.Data
     content = bytearray(file)
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    kept = data.draw(st.sampled_from([len(content), len(content) - 1, len(content) // 2]))
     try:
-        tables = load_tables(bytes(content[: data.draw(st.integers(0, len(content)))]))
+        tables = load_tables(bytes(content[:kept]))
     except CodecError:
         return
     ContextCodec(tables)
@@ -354,11 +373,10 @@ def test_without_the_c_module_the_reference_runs() -> None:
 def test_a_sample_of_255_timesteps_in_packets_of_any_size(
     kind: type[ContextCodec | MixingCodec],
 ) -> None:
-    shape = (2, 3, 5)
-    codec = kind(random_tables(shape, 8))
+    shape, tables = (2, 3, 5), random_tables((2, 3, 5), 8)
     frames = random_frames(shape, 255, 0.2).reshape(255, *shape)
-    encoder = SampleEncoder(codec, shape, 255, Checksum.CRC16)
-    decoder = SampleDecoder(codec, shape, 255, Checksum.CRC16)
+    encoder = SampleEncoder(kind(tables, native=False), shape, 255, Checksum.CRC16)
+    decoder = SampleDecoder(kind(tables), shape, 255, Checksum.CRC16)
     sizes, start, found = itertools.cycle([1, 7, 2, 30]), 0, []
     while start < 255:
         steps = min(next(sizes), 255 - start)
@@ -366,3 +384,14 @@ def test_a_sample_of_255_timesteps_in_packets_of_any_size(
             found.append(decoder.decode(packet.to_bytes(0))[1])
         start += steps
     np.testing.assert_array_equal(np.concatenate(found), frames)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the C implementation was not built")
+def test_carries_run_through_long_code_words() -> None:
+    shape = (8, 32, 32)
+    tables = random_tables(shape, 2)
+    frames = random_frames(shape, 8, 0.5)
+    word = ContextCodec(tables, native=False).encode(frames, [])
+    # About one byte in 256 is full, and half of the carries run into one from behind.
+    assert word.count(b"\xff") > 16
+    assert ContextCodec(tables).encode(frames, []) == word
