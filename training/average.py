@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.model.folding import Norm
 from shared.model.split import SplitNetwork
@@ -30,22 +30,33 @@ def mean_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_statistics(network: SplitNetwork, batches: Iterable[Tensor]) -> None:
+def measure_statistics(
+    network: SplitNetwork, batches: Iterable[Tensor], frozen: Sequence[nn.Module] = ()
+) -> None:
     """Set every BatchNorm's running statistics to the mean over batches of images.
 
     Args:
         network: its BatchNorms keep their momentum.
         batches: normalised inputs, float ``[T, N, C, H, W]``.
+        frozen: parts of the network that stay as they are.
     """
-    norms = [module for module in network.modules() if isinstance(module, Norm)]
+    kept = {norm for part in frozen for norm in norms_of(part)}
+    norms = [norm for norm in norms_of(network) if norm not in kept]
     momentums = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
+    for part in frozen:
+        part.eval()
     for frames in batches:
         features, _ = network.backbone_head()(frames)
         network.backbone_tail()(features)
         network.cloud_tail()(network.encoder(features)[0])
     for norm, momentum in zip(norms, momentums, strict=True):
         norm.momentum = momentum
+
+
+def norms_of(module: nn.Module) -> list[Norm]:
+    """Return the BatchNorms in a module."""
+    return [each for each in module.modules() if isinstance(each, Norm)]

@@ -31,7 +31,7 @@ from training.average import STATISTICS_BATCHES, mean_weights, measure_statistic
 from training.batches import Batches, Normaliser
 from training.curves import LOG, draw_curves
 from training.data.labelled import LabelledData
-from training.loss import Batch, Loss, RateModel, over_timesteps
+from training.loss import Batch, Loss, RateModel, frozen, over_timesteps
 from training.progress import SILENT, Progress
 from training.recipe import Phase, Recipe
 from training.recipe_data import TrainingData
@@ -136,7 +136,7 @@ class Training:
                 for number in phase.begin_with_mean_of
             ]
             network.load_state_dict(mean_weights(ends))
-            measure_statistics(network, self.some_frames())
+            measure_statistics(network, self.some_frames(), frozen(network, phase))
         if phase.fresh_tail:
             network.tail.load_state_dict(network.backbone_tail().state_dict())
 

@@ -101,7 +101,7 @@ class Loss(nn.Module):
         super().__init__()
         self.head, self.tail = network.backbone_head(), network.backbone_tail()
         self.encoder, self.cloud_tail = network.encoder, network.cloud_tail()
-        self.frozen = nn.ModuleList(_frozen(network, phase))
+        self.frozen = nn.ModuleList(frozen(network, phase))
         self.requires_grad_()
         self.frozen.requires_grad_(False)
         self.trains_backbone = phase.train in ("backbone", "joint")
@@ -162,13 +162,13 @@ class Loss(nn.Module):
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
 
 
-def _frozen(network: SplitNetwork, phase: Phase) -> list[nn.Module]:
+def frozen(network: SplitNetwork, phase: Phase) -> list[nn.Module]:
     """Return what a phase leaves as it is."""
     compressed: list[nn.Module] = [network.encoder, network.decoder, network.tail]
-    frozen: dict[str, list[nn.Module]] = {
+    by_what_trains: dict[str, list[nn.Module]] = {
         "backbone": compressed,
         "bottleneck": [network.backbone, network.tail],
         "cloud": [network.backbone],
         "joint": [],
     }
-    return frozen[phase.train]
+    return by_what_trains[phase.train]

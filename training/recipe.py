@@ -60,8 +60,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A whole training run.
 
     Raises:
-        ValueError: a phase wants more event frames than there are, the shift is as large as the
-            samples, or the normalisation is for another number of channels.
+        ValueError: a phase wants more event frames than there are or trains before a random tail,
+            the shift is as large as the samples, or the normalisation is for another number of
+            channels.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"expected a shift below {smallest} pixels, got {self.shift}")
         if self.preprocessing is not None:
             self.preprocessing.check_channels(self.network.input_shape[0])
+        self._check_tail()
         if self.network.input_kind == "static":
             return
         for phase in self.phases:
@@ -110,6 +112,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(
                     f"expected at most the network's {self.network.timesteps} timesteps of events "
                     f"in phase {phase.name!r}, got {phase.timesteps}"
+                )
+
+    def _check_tail(self) -> None:
+        """Refuse to train a bottleneck alone before a tail that has learnt nothing."""
+        for phase in self.phases:
+            if phase.fresh_tail or phase.train in ("cloud", "joint"):
+                return
+            if phase.train == "bottleneck":
+                raise ValueError(
+                    f"expected fresh_tail of phase {phase.name!r}, whose tail is random"
                 )
 
     @property

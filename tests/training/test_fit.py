@@ -113,7 +113,6 @@ def one_phase(recipe: Recipe, train: str, *, fresh_tail: bool = False) -> Recipe
     ("train", "learns"),
     [
         ("backbone", {"backbone"}),
-        ("bottleneck", {"encoder", "decoder"}),
         ("cloud", {"encoder", "decoder", "tail"}),
         ("joint", {"backbone", "encoder", "decoder", "tail"}),
     ],
@@ -143,11 +142,31 @@ def test_a_tail_that_is_left_alone_is_the_uncompressed_one(
 ) -> None:
     only = one_phase(recipe, "bottleneck", fresh_tail=True)
     fit(only, data, tmp_path, FRESH._replace(backbone=run))
+    before = load_checkpoint(run / CHECKPOINT)["network"]
     network = load_checkpoint(tmp_path / CHECKPOINT)["network"]
     tail = {name: value for name, value in network.items() if name.startswith("tail.")}
     assert tail
+    counts = {name: tensor for name, tensor in network.items() if name.endswith("batches_tracked")}
+    assert all(counts[name] > 0 for name in counts if name.startswith(("encoder.", "decoder.")))
+    for name, value in network.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, before[name])
     for name, value in tail.items():
         assert torch.equal(value, network[name.replace("tail.", "backbone.", 1)])
+
+
+def test_a_frozen_network_is_left_alone_by_mean_weights(
+    recipe: Recipe, data: TrainingData, run: Path, tmp_path: Path
+) -> None:
+    first = replace(recipe.phases[1], train="cloud", epochs=1, fresh_tail=True)
+    second = replace(first, name="mean", fresh_tail=False, begin_with_mean_of=(1,))
+    twice = replace(recipe, phases=(first, second))
+    fit(twice, data, tmp_path, FRESH._replace(backbone=run))
+    before = load_checkpoint(run / CHECKPOINT)["network"]
+    after = load_checkpoint(tmp_path / CHECKPOINT)["network"]
+    for name, value in after.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, before[name]), name
 
 
 def test_a_run_begins_with_the_backbone_of_a_bundle(

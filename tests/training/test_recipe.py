@@ -46,6 +46,11 @@ def test_a_recipe_names_a_data_set_and_its_options(events_recipe: Recipe) -> Non
             "timesteps = 3\nlearn",
             "at most the network's 2 .*'second', got 3",
         ),
+        (
+            'train = "backbone"',
+            'train = "bottleneck"',
+            "expected fresh_tail of phase 'first', whose tail is random",
+        ),
         ("holdout = 8", "holdout = ", "Invalid value"),
     ],
 )
