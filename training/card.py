@@ -13,6 +13,8 @@ from training.evaluate import Evaluation
 from training.recipe import Recipe
 from training.teacher import TEACHER_LOGITS
 
+TRAINING_HEADING, CALIBRATION_HEADING = "## Training", "## Calibration"
+
 
 class History(NamedTuple):
     """What is known of a training run."""
@@ -50,6 +52,20 @@ def card(
     return "\n".join(sections)
 
 
+def recalibrated_card(text: str, manifest: Manifest, calibration: Calibration) -> str:
+    """Return a card for a bundle whose calibration alone is new.
+
+    Args:
+        text: the card of the bundle with the same network.
+        manifest: of the new bundle.
+        calibration: of the new bundle.
+    """
+    _, heading, training = text.partition(CALIBRATION_HEADING)[0].partition(TRAINING_HEADING)
+    return "\n".join(
+        [_head(manifest), (heading + training).rstrip() + "\n", calibration_section(calibration)]
+    )
+
+
 def calibration_section(calibration: Calibration) -> str:
     """Return the card's section of calibration figures."""
     alphas = "\n".join(
@@ -60,7 +76,7 @@ def calibration_section(calibration: Calibration) -> str:
     operations = "\n".join(
         f"| {part} | {_operations(each)} |" for part, each in sorted(calibration.operations.items())
     )
-    return f"""## Calibration
+    return f"""{CALIBRATION_HEADING}
 
 On {calibration.fitting_images:,} held-out samples: temperature {calibration.temperature:.4f} of
 confidence `{calibration.confidence}`, and how the alphas of a `by_timestep` list are to one
@@ -125,7 +141,7 @@ def _training(history: History) -> str:
     )
     is_last = recipe.data.name in IN_RANDOM_ORDER
     held_out = f"the last {recipe.holdout:,}" if is_last else f"{recipe.holdout:,} drawn at random"
-    return f"""## Training
+    return f"""{TRAINING_HEADING}
 
 Recipe `{recipe.name}`, on the training part of `{recipe.data.name}` but for {held_out}, which
 are held out. {teacher}

@@ -18,7 +18,7 @@ from shared.errors import BundleError, ConfigError, NeucodexError
 from shared.model.bundle import MANIFEST, Bundle
 from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
-from training.export import ExportOptions, export_run
+from training.export import ExportOptions, export_run, recalibrate
 from training.fit import CHECKPOINT, FitOptions, fit
 from training.import_net import compare, import_network, save_backbone
 from training.loss_budget import DELTA
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_calibrate(commands.add_parser("calibrate", help="alphas for loss budgets of your own"))
     _add_export(commands.add_parser("export", help="write a run's bundle again"))
+    _add_recalibrate(
+        commands.add_parser("recalibrate", help="a bundle's exits and codec, measured anew")
+    )
     _add_evaluate(commands.add_parser("evaluate", help="measure a bundle on the test set"))
     _add_report(commands.add_parser("report", help="compare bundles: table and picture"))
     return parser
@@ -175,6 +178,19 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluation", type=Path, help="JSON of evaluate, of the same weights, for the card"
     )
+    _add_data(parser)
+
+
+def _add_recalibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a bundle with the graphs and weights of another; temperature, alphas and operations "
+        "are measured and the codec tables fitted anew, as export does it."
+    )
+    parser.set_defaults(command=_recalibrate)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")
+    parser.add_argument("--out", type=Path, required=True, help="bundle to write")
+    parser.add_argument("--version", required=True, help="the new bundle's version")
+    _add_recipe(parser)
     _add_data(parser)
 
 
@@ -348,6 +364,23 @@ def _export(arguments: argparse.Namespace) -> int:
             data,
             arguments.out or run / BUNDLE,
             options,
+            threads=_threads(arguments),
+            progress=progress,
+        )
+    log.info("%s: digest %s", bundle.path, bundle.digest)
+    return 0
+
+
+def _recalibrate(arguments: argparse.Namespace) -> int:
+    found = find_bundle(arguments.bundle)
+    recipe = recipe_of(found, arguments.recipe)
+    data = load_training(recipe, arguments.data, arguments.cache or found.cache)
+    with shown_on(Console(stderr=True)) as progress:
+        bundle = recalibrate(
+            found.bundle,
+            arguments.version,
+            data,
+            arguments.out,
             threads=_threads(arguments),
             progress=progress,
         )

@@ -10,7 +10,8 @@ import json
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from shared.model.bundle import (
 from shared.model.folding import fold
 from shared.model.split import Part, SplitNetwork
 from training.calibrate import LabelledFrames, calibrate, head_codes
-from training.card import card, read_history
+from training.card import card, read_history, recalibrated_card
 from training.evaluate import Evaluation
 from training.fit import CHECKPOINT, load_checkpoint
 from training.fit_codec import fit_tables
@@ -128,29 +129,78 @@ def write_bundle(
         BundleError: ``out`` is something else than a bundle.
         ExportError: a weight does not fit float16, or the graph cannot be simplified.
     """
+    with _written(out) as work:
+        parts, files = export_network(network, half=half)
+        manifest = _manifest(network, description, parts)
+        _fill(work, manifest, files, measurer, describe)
+    return Bundle(out)
+
+
+def recalibrate(
+    bundle: Bundle,
+    version: str,
+    data: TrainingData,
+    out: Path,
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Write a bundle with the graphs and weights of another, calibrated and its codec fitted anew.
+
+    The card keeps what it says before its section of calibration; what followed was of the old
+    alphas.
+
+    Args:
+        bundle: to take over.
+        version: of the new one.
+        data: held-out samples as :func:`measure` wants them, and more for the codec tables.
+        out: directory to write; an older bundle there is replaced.
+        threads: CPU threads.
+        progress: hears of the calibration's batches.
+
+    Raises:
+        BundleError: ``out`` is something else than a bundle, or ``bundle`` is damaged.
+    """
+    names = {WEIGHTS, *(part.graph for part in bundle.manifest.parts.values())}
+    before = msgspec.structs.replace(bundle.manifest, version=version)
+    held_out = LabelledFrames.of(data.held_out)
+    text = bundle.read(CARD_FILE).decode()
+    with _written(out) as work:
+        _fill(
+            work,
+            before,
+            {name: bundle.read(name) for name in sorted(names)},
+            lambda found: measure(
+                found, held_out, codec_inputs(data), threads=threads, progress=progress
+            ),
+            lambda manifest, calibration: recalibrated_card(text, manifest, calibration),
+        )
+    return Bundle(out)
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes ``out``, in place of an older bundle, if nothing goes wrong."""
     if out.exists() and not (out / MANIFEST).is_file():
         raise BundleError(f"expected nothing or an older bundle at {out}, got something else")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         work = Path(scratch) / out.name
         work.mkdir()
-        _fill(work, network, description, measurer, describe, half=half)
+        yield work
         shutil.rmtree(out, ignore_errors=True)
         work.replace(out)
-    return Bundle(out)
 
 
 def _fill(
     folder: Path,
-    network: SplitNetwork,
-    description: Description,
+    manifest: Manifest,
+    files: dict[str, bytes],
     measurer: Callable[[Bundle], Measured],
     describe: Callable[[Manifest, Calibration], str],
-    *,
-    half: bool,
 ) -> None:
-    parts, files = export_network(network, half=half)
-    manifest = _write(folder, _manifest(network, description, parts), files)
+    """Write graphs and weights, measure what is still missing, write that and the manifest."""
+    manifest = _write(folder, manifest, files)
     calibration, tables = measurer(Bundle(folder))
     files[CODEC_TABLES] = save_tables(tables)
     files[CALIBRATION] = (

@@ -80,6 +80,26 @@ def test_the_card_tells_history_and_evaluation(run: Path, cifar10: Path, tmp_pat
         card(bundle.manifest, bundle.calibration(), history, of_others)
 
 
+def test_a_bundle_recalibrated_on_the_same_samples_is_the_same(
+    run: Path, cifar10: Path, tmp_path: Path
+) -> None:
+    report, tested = run / "evaluation.json", tmp_path / "tested"
+    data, recipe = ("--data", cifar10), ("--recipe", run / "recipe.toml")
+    assert command("export", run, *data, "--out", tested, "--evaluation", report) == 0
+    assert "## Test set" in Bundle(tested).read("CARD.md").decode()
+
+    for version in ("1", "2"):
+        flags = ("--out", tmp_path / version, "--version", version)
+        assert command("recalibrate", tested, *data, *recipe, *flags) == 0
+
+    # The test was of the old alphas; nothing else is lost.
+    assert Bundle(tmp_path / "1").digest == Bundle(run / "bundle").digest
+    assert Bundle(tmp_path / "2").manifest.version == "2"
+    assert Bundle(tmp_path / "2").read("CARD.md").decode().startswith("# tiny 2\n")
+    assert command("recalibrate", run, *data, "--out", cifar10, "--version", "3") == 2
+    assert cifar10.exists()
+
+
 def test_a_run_is_not_begun_again_by_accident(
     run: Path, recipe_file: Path, cifar10: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
