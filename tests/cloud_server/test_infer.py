@@ -11,6 +11,7 @@ import pytest
 
 from shared.codec.codecs import NAMES
 from shared.codec.packet import Checksum, Kind, parse_header
+from shared.engine import torch_engine
 from shared.engine.base import Engine
 from shared.exit_rule import Confidence, Decision
 from shared.messages import Opened, ReplyMode, Settings, Verdict
@@ -44,6 +45,17 @@ def assert_agree(verdicts: list[Verdict], decisions: list[Decision]) -> None:
 
 def decisions_of(tail: Engine, bundle: Bundle, seed: int) -> list[Decision]:
     return expected_decisions(tail, bundle, list(random_codes(bundle, seed)))
+
+
+async def test_the_torch_engine_answers_as_itself(
+    start: Start, connect: Any, tiny_bundle: Bundle
+) -> None:
+    tail = torch_engine.load_engine(tiny_bundle, "tail")
+    client = connect(await start(engine="torch"))
+    async with client.opened() as edge:
+        for number in range(3):
+            verdicts = await edge.run(number, random_codes(tiny_bundle, number))
+            assert_agree(verdicts, decisions_of(tail, tiny_bundle, number))
 
 
 async def test_opened_tells_what_was_agreed(client: Client) -> None:
