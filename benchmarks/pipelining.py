@@ -72,12 +72,19 @@ class Extent(NamedTuple):
     samples: int
     """Per round and way, at every round trip."""
     profiles: tuple[str, ...]
-    profile_samples: int
+    profile_seconds: float
+    """Of samples, per profile and way, as far as its round trip goes."""
     changes: tuple[tuple[str, str], ...]
 
+    def samples_on(self, profile: Profile) -> int:
+        """Return how many samples each way runs on a profile: fewer where they take long."""
+        fewest, most = self.samples // 2, 2 * self.samples
+        seconds = 2 * profile.delay_seconds + PAUSE_SECONDS
+        return min(max(fewest, round(self.profile_seconds / seconds)), most)
 
-FULL = Extent((0.005, 0.020, 0.040, 0.080), 5, 60, tuple(PROFILES), 60, CHANGES)
-QUICK = Extent((0.005, 0.040), 2, 8, ("lan", "4g"), 8, (("lan", "4g"),))
+
+FULL = Extent((0.005, 0.020, 0.040, 0.080), 5, 40, tuple(PROFILES), 10.0, CHANGES)
+QUICK = Extent((0.005, 0.040), 2, 8, ("lan", "4g"), 0.5, (("lan", "4g"),))
 
 
 def measure(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Result]]:
@@ -371,7 +378,7 @@ async def on_profile(
     chosen: list[str] = []
     async with running(link.address, bundle, ways | {"policy": {}}) as loops:
         answers: dict[str, list[Answer]] = {name: [] for name in loops}
-        for picture in pictures(extent.profile_samples):
+        for picture in pictures(extent.samples_on(link.profile)):
             for name, found in (await take_turns(loops, [picture])).items():
                 answers[name] += found
             chosen.append(str(loops["policy"].choice))
