@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.codec.context_model import causal
-from training.fit_codec import Inputs, batches, fit_rates, parts, timestep_inputs
+from training.fit_codec import Inputs, batches, fit_rates, frame_bits, nats, timestep_inputs
 
 LAGS = 3
 SIDE = 5
@@ -133,7 +132,7 @@ def fit_float_model(
         model = FloatCodeModel(rates, codes.shape[1:], hidden)
         found: list[tuple[float, FloatCodeModel]] = []
         for _ in _rounds(model, fitting, rounds):
-            found.append((sum(_bits(model, checking)), copy.deepcopy(model)))
+            found.append((sum(frame_bits(model, checking)), copy.deepcopy(model)))
     return min(found, key=lambda each: each[0])[1]
 
 
@@ -146,31 +145,14 @@ def _rounds(model: FloatCodeModel, fitting: Sequence[Inputs], rounds: int) -> It
     )
     for step, (timestep, batch) in enumerate(itertools.islice(batches(fitting), steps), start=1):
         optimiser.zero_grad()
-        _loss(model, batch, timestep, "mean").backward()  # type: ignore[no-untyped-call]
+        nats(model, batch, timestep, "mean").backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if step % STEPS_PER_ROUND == 0:
             yield
 
 
-def _loss(model: FloatCodeModel, inputs: Inputs, timestep: int, reduction: str) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(
-        model(inputs, timestep), inputs.frames, reduction=reduction
-    )
-
-
-@torch.no_grad()
-def _bits(model: FloatCodeModel, inputs: Sequence[Inputs]) -> list[float]:
-    """Return the mean bits of a frame, at every timestep."""
-    found = []
-    for timestep, each in enumerate(inputs):
-        every = parts(torch.arange(len(each.frames)))
-        total = sum(float(_loss(model, each.of(part), timestep, "sum")) for part in every)
-        found.append(total / len(each.frames) / math.log(2))
-    return found
-
-
 def ideal_bytes(model: FloatCodeModel, codes: NDArray[np.uint8]) -> list[float]:
     """Return the mean bytes of a frame of codes ``[N, T, C, H, W]``, at every timestep."""
     inputs = list(timestep_inputs(codes, len(model.table), LAGS))
-    return [bits / 8 for bits in _bits(model, inputs)]
+    return [bits / 8 for bits in frame_bits(model, inputs)]

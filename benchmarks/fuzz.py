@@ -52,7 +52,8 @@ class Setting(NamedTuple):
 def tables(shape: Shape, generator: np.random.Generator) -> ContextTables:
     """Return random tables."""
     channels, height, width = shape
-    sets, maps, side = (int(generator.integers(1, most)) for most in (3, 6, 3))
+    limits = (3, 3, 6, 3)
+    place_sets, sets, maps, side = (int(generator.integers(1, most)) for most in limits)
     side, every = 2 * side + 1, channels * maps
 
     def weights(*sizes: int) -> NDArray[np.int16]:
@@ -65,7 +66,7 @@ def tables(shape: Shape, generator: np.random.Generator) -> ContextTables:
         generator.integers(1, 65536, (2, channels, 256)).astype(np.uint16),
         MixingWeights(
             logits=weights(2, channels, 256),
-            places=weights(sets, height, width, every),
+            places=weights(place_sets, height, width, every),
             past=weights(sets, 2, channels, 3, 3, every),
             current=current,
             hidden=weights(channels, maps - 1),

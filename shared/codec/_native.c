@@ -111,10 +111,11 @@ static int decode_bit(Coder *coder, uint32_t probability)
 
 typedef struct {
     int channels, height, width, rows;
-    int sets, maps, side;          /* of ctx-max; a map is a sum for every neuron of a channel */
+    /* Of ctx-max; a map is a sum for every neuron of a channel. */
+    int place_sets, sets, maps, side;
     const uint16_t *probabilities; /* [rows, C, 256] */
     const int16_t *logits;         /* [rows, C, 256], NULL without ctx-max */
-    const uint16_t *places;        /* [sets, H, W, C * maps] */
+    const uint16_t *places;        /* [place_sets, H, W, C * maps] */
     const uint16_t *past;          /* [sets, LAGS, C from, 3, 3, C * maps], as seen from the spike */
     const uint16_t *current;       /* [sets, C from, side, side, C * maps], the same */
     const int16_t *hidden;         /* [C, maps - 1] */
@@ -136,11 +137,18 @@ static uint16_t *sums_at(const Model *model, uint16_t *sums, int y, int x)
     return sums + ((y + border) * stride + x + border) * model->channels * model->maps;
 }
 
+/* There are so many sets of something: return that of a row. */
+static size_t set_of(int row, int sets)
+{
+    return row < sets ? row : sets - 1;
+}
+
 /* Begin with what the maps are without any spike. The border is never read. */
-static void start_sums(const Model *model, int set, uint16_t *sums)
+static void start_sums(const Model *model, int row, uint16_t *sums)
 {
     size_t line = (size_t)model->width * model->channels * model->maps;
-    const uint16_t *places = model->places + set * model->height * line;
+    const uint16_t *places =
+        model->places + set_of(row, model->place_sets) * model->height * line;
     for (int y = 0; y < model->height; y++, places += line)
         memcpy(sums_at(model, sums, y, 0), places, line * sizeof *sums);
 }
@@ -158,13 +166,14 @@ static void spread(const Model *model, const uint16_t *restrict weights, int sid
 }
 
 /* Begin the sums of the frame at `frame`, which `before` frames precede. */
-static void spread_past(const Model *model, const uint8_t *frame, int before, int set,
+static void spread_past(const Model *model, const uint8_t *frame, int before, int row,
                         uint16_t *sums)
 {
     size_t plane = (size_t)model->height * model->width, frame_size = plane * model->channels;
     size_t kernel = (size_t)PAST_SIDE * PAST_SIDE * model->channels * model->maps;
-    const uint16_t *weights = model->past + (size_t)set * LAGS * model->channels * kernel;
-    start_sums(model, set, sums);
+    const uint16_t *weights =
+        model->past + set_of(row, model->sets) * LAGS * model->channels * kernel;
+    start_sums(model, row, sums);
     for (int lag = 1; lag <= LAGS && lag <= before; lag++) {
         const uint8_t *spikes = frame - lag * frame_size;
         for (int from = 0; from < model->channels; from++, weights += kernel)
@@ -196,7 +205,7 @@ static void code_channel(const Model *model, Coder *coder, int decoding, uint8_t
     size_t table = ((size_t)row * model->channels + channel) * CONTEXTS;
     int lags = before < HISTORY ? before : HISTORY, first = channel * model->maps;
     size_t kernel = (size_t)model->side * model->side * model->channels * model->maps;
-    size_t set = row < model->sets ? row : model->sets - 1;
+    size_t set = set_of(row, model->sets);
     const uint16_t *weights =
         model->logits ? model->current + (set * model->channels + channel) * kernel : NULL;
     for (int y = 0; y < model->height; y++) {
@@ -231,7 +240,7 @@ static void code_frame(const Model *model, Coder *coder, int decoding, uint8_t *
 {
     int row = timestep < model->rows ? timestep : model->rows - 1;
     if (model->logits)
-        spread_past(model, frame, before, row < model->sets ? row : model->sets - 1, sums);
+        spread_past(model, frame, before, row, sums);
     for (int channel = 0; channel < model->channels; channel++)
         code_channel(model, coder, decoding, frame, before, row, channel, sums);
 }
@@ -249,7 +258,8 @@ static int has_size(const Py_buffer *buffer, size_t expected, const char *what)
 /* Point the model to its parameters; return 0 with an exception set where they do not fit. */
 static int set_model(Model *model, const Py_buffer *parameters)
 {
-    size_t c = model->channels, rows = model->rows, sets = model->sets, side = model->side;
+    size_t c = model->channels, rows = model->rows, side = model->side;
+    size_t place_sets = model->place_sets, sets = model->sets;
     if (model->channels < 1 || model->height < 1 || model->width < 1 || model->rows < 1 ||
         model->channels > MAX_SIDE || model->height > MAX_SIDE || model->width > MAX_SIDE ||
         (uint64_t)c * model->height * model->width > MAX_FRAME || rows > MAX_ROWS) {
@@ -261,7 +271,8 @@ static int set_model(Model *model, const Py_buffer *parameters)
     model->probabilities = parameters[0].buf;
     if (parameters[1].len == 0)
         return 1;
-    if (model->sets < 1 || sets > rows || model->maps < 1 || model->maps > MAX_MAPS ||
+    if (model->place_sets < 1 || place_sets > rows || model->sets < 1 || sets > rows ||
+        model->maps < 1 || model->maps > MAX_MAPS ||
         (side != 3 && side != 5) || (uint64_t)sets * c * c * model->maps > MAX_PAIRS) {
         PyErr_SetString(PyExc_ValueError,
                         "expected 1 to 9 maps, 3 or 5 neurons a side, and not too many channels");
@@ -269,7 +280,8 @@ static int set_model(Model *model, const Py_buffer *parameters)
     }
     size_t all = c * model->maps;
     if (!has_size(&parameters[1], rows * c * CONTEXTS * 2, "logits") ||
-        !has_size(&parameters[2], sets * model->height * model->width * all * 2, "places") ||
+        !has_size(&parameters[2], place_sets * model->height * model->width * all * 2,
+                  "places") ||
         !has_size(&parameters[3], sets * LAGS * c * PAST_SIDE * PAST_SIDE * all * 2,
                   "past weights") ||
         !has_size(&parameters[4], sets * c * side * side * all * 2, "current weights") ||
@@ -357,11 +369,11 @@ static PyObject *run(PyObject *arguments, int decoding)
     Py_buffer input, past, parameters[PARAMETERS];
     Model model = {0};
     int steps, timestep;
-    if (!PyArg_ParseTuple(arguments, "y*iy*i(iii)i(iii)(y*y*y*y*y*y*y*)", &input, &steps, &past,
+    if (!PyArg_ParseTuple(arguments, "y*iy*i(iii)i(iiii)(y*y*y*y*y*y*y*)", &input, &steps, &past,
                           &timestep, &model.channels, &model.height, &model.width, &model.rows,
-                          &model.sets, &model.maps, &model.side, &parameters[0], &parameters[1],
-                          &parameters[2], &parameters[3], &parameters[4], &parameters[5],
-                          &parameters[6]))
+                          &model.place_sets, &model.sets, &model.maps, &model.side, &parameters[0],
+                          &parameters[1], &parameters[2], &parameters[3], &parameters[4],
+                          &parameters[5], &parameters[6]))
         return NULL;
     PyObject *result = NULL;
     if (set_model(&model, parameters))
@@ -387,11 +399,11 @@ static PyObject *decode(PyObject *self, PyObject *arguments)
 
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS,
-     "encode(frames, steps, past, timestep, shape, rows, (sets, maps, side), parameters)"
-     " -> code word"},
+     "encode(frames, steps, past, timestep, shape, rows, (place sets, sets, maps, side),"
+     " parameters) -> code word"},
     {"decode", decode, METH_VARARGS,
-     "decode(code_word, steps, past, timestep, shape, rows, (sets, maps, side), parameters)"
-     " -> frames"},
+     "decode(code_word, steps, past, timestep, shape, rows, (place sets, sets, maps, side),"
+     " parameters) -> frames"},
     {NULL, NULL, 0, NULL},
 };
 

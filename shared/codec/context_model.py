@@ -6,10 +6,10 @@ machine computes the same probabilities:
 * ``ctx``: a table, by timestep and channel, over the last four spikes of the same neuron in this
   sample and its W, NW, N and NE neighbours in this timestep. LIF neurons alternate rather than
   repeat, which is why the neuron's own history says most.
-* ``ctx-max``: the table's logit plus a small network, one for each channel and the same at all
-  timesteps. Its maps are sums over the neuron's place and the spikes around it, of all channels:
-  3x3 in the last two timesteps, 5x5 in what of this timestep has been coded already. The first map
-  is added to the logit as it is; the others are hidden units, which count only where positive.
+* ``ctx-max``: the table's logit plus a small network, one for each channel. Its maps are sums over
+  the neuron's place in this timestep and the spikes around it, of all channels: 3x3 in the last two
+  timesteps, 5x5 in what of this timestep has been coded already. The first map is added to the
+  logit as it is; the others are hidden units, which count only where positive.
 
 Neurons are coded channel by channel, row by row. Outside the frame, and before the sample, nothing
 spikes. The arithmetic here is the reference; :mod:`shared.codec.native` does the same in C.
@@ -72,11 +72,11 @@ class MixingWeights(NamedTuple):
     logits: NDArray[np.int16]
     """``[rows, C, 256]``: the table as logits."""
     places: NDArray[np.int16]
-    """``[sets, H, W, C * M]``: what a map is without any spike. One set of weights is for all
-    timesteps, or there is one for each row."""
+    """``[1 or rows, H, W, C * M]``: what a map is without any spike, at all timesteps or by row."""
     past: NDArray[np.int16]
     """``[sets, 2, C', 3, 3, C * M]``: weight of a spike of channel C', one or two timesteps ago, in
-    the surroundings (dy, dx) of a map's neuron."""
+    the surroundings (dy, dx) of a map's neuron. One set of weights is for all timesteps, or there
+    is one for each row."""
     current: NDArray[np.int16]
     """``[sets, C', side, side, C * M]``: the same in this timestep. Channels C' < C count whole,
     C' = C only where it has been coded already (above, or W of the neuron), C' > C not at all:
@@ -97,6 +97,11 @@ class MixingWeights(NamedTuple):
         """Neurons along a side of this timestep's surroundings."""
         side: int = self.current.shape[2]
         return side
+
+    def places_of(self, row: int) -> NDArray[np.int16]:
+        """Return the places of a row."""
+        places: NDArray[np.int16] = self.places[min(row, len(self.places) - 1)]
+        return places
 
     def set_of(self, row: int) -> int:
         """Return the set of weights of a row."""
@@ -227,18 +232,19 @@ def _mixing(arrays: dict[str, NDArray[np.generic]], rows: int, shape: Shape) -> 
     all_maps = channels * maps
     # A file whose maps depend on spikes alone and are all added as they are may leave these out.
     absent = {
-        "places": np.zeros((sets, height, width, all_maps), np.int16),
+        "places": np.zeros((1, height, width, all_maps), np.int16),
         "hidden": np.zeros((channels, 0), np.int16),
     }
+    arrays = absent | arrays
+    by_row = len(arrays["places"]) == rows
     shapes: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "logits": (np.int16, (rows, channels, CONTEXTS)),
-        "places": (np.int16, (sets, height, width, all_maps)),
+        "places": (np.int16, (rows if by_row else 1, height, width, all_maps)),
         "past": (np.int16, (sets, LAGS, channels, PAST_SIDE, PAST_SIDE, all_maps)),
         "current": (np.int16, (sets, channels, side, side, all_maps)),
         "hidden": (np.int16, (channels, maps - 1)),
         "squash": (np.uint16, (SQUASH_SIZE,)),
     }
-    arrays = absent | arrays
     for name, (dtype, expected) in shapes.items():
         _check(name, arrays.get(name, _NO_ARRAY), dtype, expected)
     mixing = MixingWeights(**{name: arrays[name] for name in shapes})  # type: ignore[arg-type]
@@ -309,7 +315,7 @@ def surroundings(frame: Frames, shape: Shape, side: int) -> Maps:
 
 def past_maps(mixing: MixingWeights, row: int, past: Sequence[Frames], shape: Shape) -> Maps:
     """Return all maps as they are before this timestep's spikes, int16 ``[H, W, C * M]``."""
-    maps: Maps = mixing.places[mixing.set_of(row)].copy()
+    maps: Maps = mixing.places_of(row).copy()
     for lag, frame in enumerate(reversed(past[-LAGS:])):
         maps += weighted(mixing.past[mixing.set_of(row), lag], frame, shape)
     return maps

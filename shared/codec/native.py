@@ -40,9 +40,10 @@ class NativeCoder:
         self._rows = tables.rows
         weights = tables.mixing if mixing else None
         arrays: tuple[Any, ...] = (_NONE,) * 6 if weights is None else weights
-        self._mixing = (0, 0, 0)
+        self._mixing = (0, 0, 0, 0)
         if weights is not None:
-            self._mixing = (len(weights.past), weights.maps, weights.side)
+            sizes = len(weights.places), len(weights.past), weights.maps, weights.side
+            self._mixing = sizes
             arrays = weights._replace(
                 past=as_seen_from_spikes(weights.past),
                 current=as_seen_from_spikes(weights.current),

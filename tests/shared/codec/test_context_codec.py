@@ -42,6 +42,7 @@ def random_tables(
     seed: int = 0,
     *,
     sets: int = 1,
+    place_sets: int = 1,
     maps: int = 5,
     side: int = 5,
     most: int = 300,
@@ -60,7 +61,7 @@ def random_tables(
         generator.integers(1, 65536, (rows, channels, 256)).astype(np.uint16),
         MixingWeights(
             logits=weights(rows, channels, 256, limit=900),
-            places=weights(sets, height, width, channels * maps),
+            places=weights(place_sets, height, width, channels * maps),
             past=weights(sets, 2, channels, 3, 3, channels * maps),
             current=current,
             hidden=weights(channels, maps - 1),
@@ -79,7 +80,7 @@ def random_frames(shape: Shape, count: int, rate: float, seed: int = 0) -> Frame
 @given(
     shape=SHAPES,
     rows=st.integers(1, 3),
-    by_row=st.booleans(),
+    by_row=st.tuples(st.booleans(), st.booleans()),
     network=st.tuples(
         st.integers(1, 5), st.sampled_from([3, 5]), st.sampled_from([50, 300, 3000, 32767])
     ),
@@ -92,7 +93,7 @@ def test_decoding_undoes_encoding_and_c_equals_python(
     kind: type[ContextCodec | MixingCodec],
     shape: Shape,
     rows: int,
-    by_row: bool,
+    by_row: tuple[bool, bool],
     network: tuple[int, int, int],
     before: int,
     steps: int,
@@ -100,8 +101,9 @@ def test_decoding_undoes_encoding_and_c_equals_python(
     seed: int,
 ) -> None:
     maps, side, most = network
-    sets = rows if by_row else 1
-    tables = random_tables(shape, rows, seed, sets=sets, maps=maps, side=side, most=most)
+    sets, place_sets = (rows if each else 1 for each in by_row)
+    sizes = {"sets": sets, "place_sets": place_sets, "maps": maps, "side": side}
+    tables = random_tables(shape, rows, seed, **sizes, most=most)
     reference, fast = kind(tables, native=False), kind(tables)
     every = random_frames(shape, before + steps, rate, seed)
     frames, history = every[before:], list(every[:before])
