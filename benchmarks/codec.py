@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 import zstandard
 from numpy.typing import NDArray
 
 from benchmarks.float_code_model import HIDDEN, ROUNDS, fit_float_model, ideal_bytes
-from benchmarks.report import DEMO_BUNDLE, LOAD_CORE, Result, figure, pin, tell
+from benchmarks.report import DEMO_BUNDLE, LOAD_CORE, Result, figure, line, pin, tell
 from examples.pictures import load_pictures
 from shared.codec import native
 from shared.codec.bitpack import Frames, pack, packed_bytes
@@ -273,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(folders) != len(bundles):
         parser.error(f"expected --data for none or all of {len(bundles)} bundles")
     pin(LOAD_CORE)
+    torch.set_num_threads(1)  # Two threads on one core spend their time waiting for each other.
     settings: dict[str, Any] = {"implementation": native.IMPLEMENTATION, "bundles": {}}
     results = list(overheads())
     for path, data in zip(bundles, folders, strict=True):
@@ -281,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings["bundles"][name] = settings_of(subject)
         for each in measure(subject, quick=arguments.quick):
             results.append(msgspec.structs.replace(each, name=f"{name}.{each.name}"))
+            # A run takes a quarter of an hour: show how far it is.
+            sys.stderr.write(f"{line(results[-1])}\n")
     tell("codec", flags(arguments), settings, results, arguments.out)
     return 0
 

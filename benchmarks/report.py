@@ -92,18 +92,21 @@ def run(
     return 0
 
 
+def line(result: Result) -> str:
+    """Return a figure as one line of text."""
+    spread = (
+        "" if result.spread is None else f" [{result.spread.p10:.4g} .. {result.spread.p90:.4g}]"
+    )
+    goal = "" if result.goal is None else f"  (goal: {result.goal})"
+    return f"{result.name}: {result.value:.4g} {result.unit}{spread}{goal}"
+
+
 def tell(
     name: str, flags: str, settings: dict[str, Any], results: Sequence[Result], out: Path | None
 ) -> None:
     """Print the figures of a benchmark run with ``flags``, and write its report where asked to."""
     for result in results:
-        spread = (
-            ""
-            if result.spread is None
-            else f" [{result.spread.p10:.4g} .. {result.spread.p90:.4g}]"
-        )
-        goal = "" if result.goal is None else f"  (goal: {result.goal})"
-        sys.stdout.write(f"{result.name}: {result.value:.4g} {result.unit}{spread}{goal}\n")
+        sys.stdout.write(f"{line(result)}\n")
     if out is None:
         return
     report = Report(
