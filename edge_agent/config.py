@@ -12,6 +12,7 @@ import msgspec
 from edge_agent.policy import Fixed, Goal, Objective
 from shared import config as settings
 from shared.codec.codecs import NAMES
+from shared.energy.config import EnergyConfig
 from shared.messages import ReplyMode
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
@@ -92,6 +93,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest such wait."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
+    energy: EnergyConfig = EnergyConfig()
+    """What is measured of the power drawn here, and how the energy model reckons."""
     source: SourceConfig | None = None
     """Inputs that the daemon classifies by itself."""
 
@@ -174,4 +177,4 @@ def is_local(address: str) -> bool:
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:
     """Read a configuration; see :func:`shared.config.load`."""
-    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig})
+    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig, "energy": EnergyConfig})

@@ -33,7 +33,8 @@ from prometheus_client.utils import floatToGoString
 
 from shared.codec import native
 from shared.energy import operations as energy
-from shared.errors import ConfigError, SampleCode
+from shared.energy.meter import Component, Meter, Source
+from shared.errors import ConfigError, SampleCode, SensorReason
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
@@ -381,6 +382,11 @@ class Family:
             return Gauge(*described, registry=registry)
         return Counter(*described, registry)
 
+    def empty(self, name: str) -> CounterMetricFamily | GaugeMetricFamily:
+        """Return a counter or gauge without series, under its full name."""
+        kind = GaugeMetricFamily if self.kind is Gauge else CounterMetricFamily
+        return kind(name, self.help, labels=tuple(self.labels))
+
 
 SHARED_FAMILIES: Mapping[str, Family] = {
     "synaptic_operations_total": Family(
@@ -575,6 +581,50 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     "cloud_rejected_total": Family(Counter, "Requests refused.", {"reason": RejectReason}),
 }
 
+WIRE_FAMILIES: Mapping[str, Family] = {
+    "wire_bytes_total": Family(
+        Counter,
+        "IP and TCP headers and payload, retransmissions and pure ACKs included, no Ethernet; "
+        "header sizes are computed from the segment counts.",
+        {"peer": _NAMES, "direction": Direction, "source": ("tcp_info",)},
+    ),
+    "retransmitted_bytes_total": Family(Counter, "TCP payload sent again.", {"peer": _NAMES}),
+    "tcp_min_rtt_seconds": Family(
+        Gauge,
+        "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only to the "
+        "first hop where a proxy stands between.",
+        {"peer": _NAMES},
+    ),
+    "link_rate_bytes_per_second": Family(
+        Gauge,
+        "Rate at which the link took what was sent (tcpi_delivery_rate); absent where less was "
+        "sent than would have shown it.",
+        {"peer": _NAMES},
+    ),
+}
+"""Of the kernel's counts, behind the prefix of either side."""
+
+MEASURED_FAMILIES: Mapping[str, Family] = {
+    "measured_energy_joules_total": Family(
+        Counter,
+        "Energy read from a sensor; the component total contains the others of its source. Absent, "
+        "never 0, where there is no sensor.",
+        {"component": Component, "source": Source},
+    ),
+    "measured_power_watts": Family(
+        Gauge,
+        "Latest power; absent once the sensor has fallen silent.",
+        {"component": Component, "source": Source},
+    ),
+    "energy_unsampled_seconds_total": Family(
+        Counter, "Time in gaps between readings, without energy counted.", {"source": Source}
+    ),
+    "energy_sensor_errors_total": Family(
+        Counter, "Readings that failed.", {"source": Source, "reason": SensorReason}
+    ),
+}
+"""Of the power sensors, the same on both sides."""
+
 Series = Tally | Gauge | Distribution
 Child = TypeVar("Child", Tally, Gauge, Distribution)
 
@@ -653,59 +703,58 @@ class WireSource(Protocol):
         """Return totals since the start, or nothing where the system does not tell."""
 
 
-class _WireCollector(Collector):
-    """Reads the kernel's counts at every scrape, so that a scrape is never behind."""
+Shown = Iterable[tuple[str, Labels, float]]
+"""Name of a family, values of its labels, value."""
 
-    def __init__(self, side: str, source: WireSource, peer: str) -> None:
-        self._prefix = f"{NAMESPACE}_{side}_"
-        self._source = source
-        self._peer = peer
+
+class _ReadAtScrape(Collector):
+    """Families that somebody else counts; read at every scrape, so that none is behind."""
+
+    def __init__(self, table: Mapping[str, Family], prefix: str, read: Callable[[], Shown]) -> None:
+        self._table = table
+        self._prefix = prefix
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        return self._empty()
+        return map(self._empty, self._table)
 
     def collect(self) -> Iterable[Metric]:
-        totals = self._source.poll()
-        if totals is None:
-            return []
-        wire, retransmitted, rtt, rate = families = self._empty()
-        wire.add_metric([self._peer, Direction.SENT, "tcp_info"], totals.sent_bytes)
-        wire.add_metric([self._peer, Direction.RECEIVED, "tcp_info"], totals.received_bytes)
-        retransmitted.add_metric([self._peer], totals.retransmitted_bytes)
-        if totals.min_rtt_seconds is not None:
-            rtt.add_metric([self._peer], totals.min_rtt_seconds)
-        if totals.link_bytes_per_second is not None:
-            rate.add_metric([self._peer], totals.link_bytes_per_second)
-        return families
+        families: dict[str, Any] = {}
+        for name, labels, value in self._read():
+            if name not in families:
+                families[name] = self._empty(name)
+            families[name].add_metric(labels, value)
+        return families.values()
 
-    def _empty(
-        self,
-    ) -> tuple[CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            CounterMetricFamily(
-                f"{self._prefix}wire_bytes",
-                "IP and TCP headers and payload, retransmissions and pure ACKs included, no "
-                "Ethernet; header sizes are computed from the segment counts.",
-                labels=("peer", "direction", "source"),
-            ),
-            CounterMetricFamily(
-                f"{self._prefix}retransmitted_bytes",
-                "TCP payload sent again.",
-                labels=("peer",),
-            ),
-            GaugeMetricFamily(
-                f"{self._prefix}tcp_min_rtt_seconds",
-                "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only "
-                "to the first hop where a proxy stands between.",
-                labels=("peer",),
-            ),
-            GaugeMetricFamily(
-                f"{self._prefix}link_rate_bytes_per_second",
-                "Rate at which the link took what was sent (tcpi_delivery_rate); absent where less "
-                "was sent than would have shown it.",
-                labels=("peer",),
-            ),
-        )
+    def _empty(self, name: str) -> Metric:
+        return self._table[name].empty(f"{self._prefix}{name}")
+
+
+def _wire(source: WireSource, peer: str) -> Shown:
+    totals = source.poll()
+    if totals is None:
+        return
+    yield "wire_bytes_total", (peer, Direction.SENT, "tcp_info"), totals.sent_bytes
+    yield "wire_bytes_total", (peer, Direction.RECEIVED, "tcp_info"), totals.received_bytes
+    yield "retransmitted_bytes_total", (peer,), totals.retransmitted_bytes
+    if totals.min_rtt_seconds is not None:
+        yield "tcp_min_rtt_seconds", (peer,), totals.min_rtt_seconds
+    if totals.link_bytes_per_second is not None:
+        yield "link_rate_bytes_per_second", (peer,), totals.link_bytes_per_second
+
+
+def _measured(meter: Meter) -> Shown:
+    for sampler in meter.samplers:
+        source, totals = sampler.source, sampler.totals()
+        for component, total in totals.items():
+            yield "measured_energy_joules_total", (component, source), total.joules
+            if total.watts is not None:
+                yield "measured_power_watts", (component, source), total.watts
+        gaps = [total.unsampled_seconds for total in totals.values()]
+        yield "energy_unsampled_seconds_total", (source,), max(gaps, default=0.0)
+        errors = sampler.errors()
+        for reason in SensorReason:
+            yield "energy_sensor_errors_total", (source, reason), errors.get(reason, 0)
 
 
 class _SideMetrics:
@@ -732,7 +781,15 @@ class _SideMetrics:
 
     def watch_wire(self, source: WireSource, peer: str) -> None:
         """Export the bytes on the connections to ``peer``, a configured name, read at scrapes."""
-        self._registry.register(_WireCollector(self._side, source, peer))
+        self._registry.register(
+            _ReadAtScrape(WIRE_FAMILIES, f"{NAMESPACE}_{self._side}_", partial(_wire, source, peer))
+        )
+
+    def watch_energy(self, meter: Meter) -> None:
+        """Export what a meter's sensors have measured, read at scrapes; no sensor, no series."""
+        self._registry.register(
+            _ReadAtScrape(MEASURED_FAMILIES, f"{NAMESPACE}_", partial(_measured, meter))
+        )
 
     def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
         self._model_info.labels(model).info(
