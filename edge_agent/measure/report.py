@@ -15,6 +15,7 @@ import numpy as np
 
 from edge_agent.answers import Latency
 from edge_agent.config import EdgeConfig
+from edge_agent.measure.energy import EnergyReport
 from edge_agent.measure.inputs import Inputs
 from edge_agent.measure.modes import Mode
 from edge_agent.measure.run import Plan, Sample, Tally
@@ -118,6 +119,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Modes that could not be run, and why."""
     computed_bytes: dict[str, float]
     """What else would have been sent for an image; computed, never sent."""
+    energy: EnergyReport | None = None
+    """Measured; None where it was not."""
 
     @property
     def complete(self) -> bool:

@@ -51,6 +51,25 @@ Counts = dict[str, float]
 """By the names of :data:`COUNTED`; one that the system does not tell is absent."""
 
 
+class EnergyPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How energy is measured."""
+
+    modes: tuple[str, ...] = (
+        "edge_only_full",
+        "edge_only_exit",
+        "cloud_only_raw",
+        "lock_step",
+        "pipelined",
+    )
+    """Of which modes."""
+    repeats: Annotated[int, msgspec.Meta(ge=5)] = 5
+    """Loads of each mode."""
+    load_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Length of each load."""
+    idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """Length of the idle time between two loads."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured."""
 
@@ -60,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Inputs at the start of each block that are not counted; the policy learns from them."""
     slow_edge: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """How many times slower the device's engine calls are made."""
+    energy: EnergyPlan | None = None
+    """None: energy is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,6 +205,7 @@ class Sampler:
         self._logged: set[SensorReason] = set()
         self._last_seconds = clock()
         self._lock = Lock()
+        self._reading = Lock()
         self._stop = Event()
         self._thread = Thread(target=self._run, name=f"energy-{self.source}", daemon=True)
 
@@ -229,12 +230,16 @@ class Sampler:
         return self._sensor.interval_seconds * (1 + JITTER * (2 * self._jitter() - 1))
 
     def poll(self) -> None:
-        """Read once."""
-        try:
-            readings = self._sensor.read()
-        except SensorError as error:
-            self._failed(error)
-            return
+        """Read once; also for a caller who wants to be up to date now."""
+        with self._reading:
+            try:
+                readings = self._sensor.read()
+            except SensorError as error:
+                self._failed(error)
+                return
+            self._take(readings)
+
+    def _take(self, readings: Sequence[Reading]) -> None:
         with self._lock:
             for reading in readings:
                 if reading.component not in self._integrals:
