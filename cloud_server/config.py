@@ -10,6 +10,7 @@ import msgspec
 
 from shared import config as settings
 from shared.codec.codecs import NAMES
+from shared.energy.config import EnergyConfig
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
@@ -57,6 +58,10 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """On SIGTERM: time for the samples under way to finish."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How a line of the log looks."""
+    energy: EnergyConfig = EnergyConfig()
+    """What is measured of the power drawn here, and how the energy model reckons."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.codecs if name not in NAMES]
@@ -70,4 +75,4 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> CloudConfig:
     """Read a configuration; see :func:`shared.config.load`."""
-    return settings.load(CloudConfig, path, flags)
+    return settings.load(CloudConfig, path, flags, {"energy": EnergyConfig})

@@ -21,6 +21,9 @@ from cloud_server.model_store import ModelStore
 from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
 from shared import rpc
+from shared.energy.meter import Meter
+from shared.energy.operations import load_model
+from shared.energy.sensors import open_meter
 from shared.metrics import CloudMetrics, MetricsServer, serve
 from shared.tcp_info import WireCounter
 
@@ -49,6 +52,7 @@ class CloudServer:
         port: int,
         servicer: CoInference,
         store: ModelStore,
+        meter: Meter,
         metrics_server: MetricsServer | None,
     ) -> None:
         self.port = port
@@ -58,6 +62,7 @@ class CloudServer:
         self._server = server
         self._servicer = servicer
         self._store = store
+        self._meter = meter
         self._metrics_server = metrics_server
         self._health = health.aio.HealthServicer()
 
@@ -80,6 +85,7 @@ class CloudServer:
         """Stop at once, cutting what is open."""
         await self._server.stop(None)
         await self._store.close()
+        await asyncio.to_thread(self._meter.close)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
 
@@ -93,7 +99,7 @@ async def create(config: CloudConfig) -> CloudServer:
         EngineError: the configured device cannot be used.
     """
     registry = CollectorRegistry()
-    metrics = CloudMetrics(registry)
+    metrics = CloudMetrics(registry, load_model(config.energy))
     store = ModelStore(config, metrics)
     servicer = CoInference(store, config, metrics)
     server = rpc.server()
@@ -106,7 +112,10 @@ async def create(config: CloudConfig) -> CloudServer:
     if port:
         metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
     metrics_server = serve(registry, config.metrics) if config.metrics else None
-    running = CloudServer(config, server, port, servicer, store, metrics_server)
+    meter = open_meter(config.energy)
+    meter.start()
+    metrics.watch_energy(meter)
+    running = CloudServer(config, server, port, servicer, store, meter, metrics_server)
     await running.start()
     for model in store:
         logger.info(

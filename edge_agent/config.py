@@ -12,6 +12,7 @@ import msgspec
 from edge_agent.policy import Fixed, Goal, Objective
 from shared import config as settings
 from shared.codec.codecs import NAMES
+from shared.energy.config import EnergyConfig
 from shared.messages import ReplyMode
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
@@ -92,6 +93,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest such wait."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How a line of the log looks."""
+    energy: EnergyConfig = EnergyConfig()
+    """What is measured of the power drawn here, and how the energy model reckons."""
     source: SourceConfig | None = None
     """Inputs that the daemon classifies by itself."""
 
@@ -120,6 +125,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(
                 f"listen: expected unix:PATH or a loopback host:port, got {self.listen!r}"
             )
+
+    @property
+    def uncounted(self) -> EdgeConfig:
+        """The same without operations counted: for runs that are short, or timed."""
+        energy = msgspec.structs.replace(self.energy, count_every=0)
+        return msgspec.structs.replace(self, energy=energy)
 
     @property
     def goal(self) -> Goal:
@@ -174,4 +185,4 @@ def is_local(address: str) -> bool:
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:
     """Read a configuration; see :func:`shared.config.load`."""
-    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig})
+    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig, "energy": EnergyConfig})

@@ -21,6 +21,8 @@ from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
 from edge_agent.sources.classify import classify_items, open_results
+from shared.energy.operations import load_model
+from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
 from shared.model.bundle import Bundle
 
@@ -79,7 +81,8 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     """Run a daemon for the length of a block; errors as :func:`run`."""
     bundle = Bundle(Path(config.bundle))
     registry = CollectorRegistry()
-    metrics = EdgeMetrics(registry, model=bundle.manifest.name)
+    energy = load_model(config.energy)
+    metrics = EdgeMetrics(registry, model=bundle.manifest.name, energy=energy)
     items = None if config.source is None else open_source(config.source)
     loop = build_loop(config, bundle, metrics)
     about = About(
@@ -88,6 +91,10 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         cloud="" if config.placement == "edge_only" else config.cloud,
     )
     async with contextlib.AsyncExitStack() as stack:
+        meter = open_meter(config.energy)
+        stack.push_async_callback(asyncio.to_thread, meter.close)
+        meter.start()
+        metrics.watch_energy(meter)
         metrics_address = ""
         if config.metrics:
             endpoint = serve(registry, config.metrics)

@@ -14,14 +14,14 @@ from edge_agent.config import EdgeConfig
 from edge_agent.describe import describing
 from protos import co_inference_pb2 as pb
 from shared.codec import native
+from shared.energy.meter import Finding, Source
+from shared.energy.sensors import find_sensors
 from shared.errors import BundleError, ConfigError, LinkLostError
 from shared.messages import PROTOCOL_VERSION
 from shared.model.bundle import Bundle, Calibration
 
 RTT_CALLS = 11
 """Odd, so that the median is one of them."""
-POWER_CHIPS = ("ina3221", "ina238", "ina226", "ina219")
-"""Power monitors by the name of their hwmon driver; a Jetson has the first."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ async def examine(config: EdgeConfig, root: Path = Path("/")) -> list[Check]:
     bundle, checks = _check_bundle(config)
     if config.placement != "edge_only":
         checks += await _check_cloud(config, bundle)
-    sensors = list(power_sensors(root))
-    found = ", ".join(sensors) or "no power sensor: energy is modelled, not measured"
-    return [*checks, _codec(), Check("sensors", True, found)]
+    return [*checks, _codec(), *_check_sensors(config, root)]
 
 
 def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
@@ -129,23 +127,23 @@ def _check_digest(reply: pb.DescribeReply, bundle: Bundle | None) -> Check:
     return Check("cloud digest", False, f"expected {bundle.digest}, the cloud serves {found}")
 
 
-def power_sensors(root: Path) -> Iterator[str]:
-    """Yield the names of the power sensors that the system shows."""
-    for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")):
-        yield f"rapl {_text(zone / 'name') or zone.name}"
-    for chip in sorted(root.glob("sys/class/hwmon/hwmon*")):
-        name = _text(chip / "name")
-        if name in POWER_CHIPS:
-            yield f"{name} at {chip.name}"
-    if (root / "proc/driver/nvidia/version").is_file():
-        yield "nvml"
+def _check_sensors(config: EdgeConfig, root: Path) -> list[Check]:
+    findings = find_sensors(config.energy, root)
+    for finding in findings:
+        if finding.sensor is not None:
+            finding.sensor.close()
+    checks = [_check_sensor(finding) for finding in findings]
+    if all(finding.sensor is None for finding in findings):
+        found = "none can be read: energy is modelled, not measured"
+        checks.append(Check("sensors", True, found))
+    return checks
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
+def _check_sensor(finding: Finding) -> Check:
+    """Fail for the meter that the configuration names alone: without others a daemon can do."""
+    ok = finding.sensor is not None or finding.source is not Source.EXTERNAL_METER
+    found = finding.found if finding.sensor is not None else f"not usable: {finding.found}"
+    return Check("sensor", ok, f"{finding.source}: {found}")
 
 
 def run(config: EdgeConfig) -> list[Check]:

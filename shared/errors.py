@@ -12,12 +12,13 @@
     ├── ProtocolError      the peer broke the protocol; ends the stream
     ├── RefusedError       the cloud refused the stream (version, digest, credentials, limits)
     ├── LinkLostError      the stream to the cloud ended without either side asking
+    ├── SensorError        a power sensor cannot be read; ``reason`` says why
     └── SampleError        one sample ended without an answer; ``code`` says why
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class NeucodexError(Exception):
@@ -58,6 +59,42 @@ class RefusedError(NeucodexError):
 
 class LinkLostError(NeucodexError):
     """The stream to the cloud ended without either side asking."""
+
+
+class SensorReason(StrEnum):
+    """Why a power sensor cannot be read."""
+
+    PERMISSION = "permission"
+    ABSENT = "absent"
+    """It was there before, or a part of it is missing."""
+    MALFORMED = "malformed"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+
+
+class SensorError(NeucodexError):
+    """A power sensor cannot be read.
+
+    Args:
+        reason: why, in one of a few words.
+        message: what was expected and what came.
+    """
+
+    def __init__(self, reason: SensorReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    @staticmethod
+    def of(error: OSError, what: object) -> SensorError:
+        """Return what an error of the system comes to, when ``what`` was read."""
+        reason = SensorReason.FAILED
+        if isinstance(error, PermissionError):
+            reason = SensorReason.PERMISSION
+        elif isinstance(error, FileNotFoundError):
+            reason = SensorReason.ABSENT
+        elif isinstance(error, TimeoutError):
+            reason = SensorReason.TIMEOUT
+        return SensorError(reason, f"{what}: {error.strerror or error}")
 
 
 class SampleCode(IntEnum):

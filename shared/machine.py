@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shared.energy.files import text
+
 PACKAGES = ("numpy", "onnxruntime", "grpcio", "protobuf", "torch", "snntorch", "zstandard")
 
 
@@ -38,3 +40,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def governors(root: Path = Path("/")) -> tuple[str, ...]:
+    """Return the frequency governors of the processor's cores; none where there is no choice."""
+    files = root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
+    return tuple(sorted({text(file) for file in files} - {""}))
+
+
+def hottest_celsius(root: Path = Path("/")) -> float | None:
+    """Return the temperature of the hottest zone that the system shows, if it shows any."""
+    shown = (text(file) for file in root.glob("sys/class/thermal/thermal_zone*/temp"))
+    degrees = [int(each) / 1000 for each in shown if each.lstrip("-").isdigit()]
+    return max(degrees, default=None)

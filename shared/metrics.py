@@ -32,8 +32,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from shared.codec import native
-from shared.energy import operations as energy
-from shared.errors import ConfigError, SampleCode
+from shared.energy.meter import Component, Meter, Source
+from shared.energy.operations import EnergyModel, ModelSource, default_model
+from shared.errors import ConfigError, SampleCode, SensorReason
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
@@ -41,6 +42,8 @@ from shared.tcp_info import Totals
 
 NAMESPACE = "neucodex"
 OTHER = "other"
+RADIO = "radio"
+"""Component of modelled energy that is no part of the network."""
 MAX_NAMES = 32
 """Model names told apart; further ones count as ``other``."""
 MAX_SHOWN = 16
@@ -149,6 +152,17 @@ class OperationKind(StrEnum):
     MAC = "mac"
     AC = "ac"
     NEURON = "neuron"
+
+
+class Basis(StrEnum):
+    """What a modelled figure rests on."""
+
+    COUNTED = "counted"
+    """Operations counted in this very sample."""
+    CALIBRATED = "calibrated"
+    """The bundle's means."""
+    BYTES = "bytes"
+    """Messages sent and received."""
 
 
 class FallbackReason(StrEnum):
@@ -381,19 +395,31 @@ class Family:
             return Gauge(*described, registry=registry)
         return Counter(*described, registry)
 
+    def empty(self, name: str) -> CounterMetricFamily | GaugeMetricFamily:
+        """Return a counter or gauge without series, under its full name."""
+        kind = GaugeMetricFamily if self.kind is Gauge else CounterMetricFamily
+        return kind(name, self.help, labels=tuple(self.labels))
+
 
 SHARED_FAMILIES: Mapping[str, Family] = {
     "synaptic_operations_total": Family(
         Counter,
-        "Operations of the network parts computed here, from the bundle's mean counts: "
-        "accumulates (ac), multiply-accumulates (mac), membrane updates (neuron).",
-        {**_MODEL, "part": Part, "kind": OperationKind},
+        "Operations of the network parts computed here: accumulates (ac), multiply-accumulates "
+        "(mac), membrane updates (neuron); counted in the sample, or calibrated: the bundle's "
+        "mean.",
+        {
+            **_MODEL,
+            "part": Part,
+            "kind": OperationKind,
+            "source": (Basis.COUNTED, Basis.CALIBRATED),
+        },
     ),
     "modelled_energy_joules_total": Family(
         Counter,
-        "Energy COMPUTED from operation counts at 45 nm arithmetic cost, memory and idle power "
-        "left out. Never a measurement.",
-        {**_MODEL, "component": Part, "source": (energy.SOURCE,)},
+        "Energy COMPUTED from operation counts (or, of the radio, bytes) and a table of prices, "
+        "the source; idle power is left out. Never a measurement: a dense engine on a CPU does not "
+        "spend it. The basis says where the counts come from.",
+        {**_MODEL, "component": (*Part, RADIO), "source": ModelSource, "basis": Basis},
     ),
 }
 
@@ -575,6 +601,60 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     "cloud_rejected_total": Family(Counter, "Requests refused.", {"reason": RejectReason}),
 }
 
+WIRE_FAMILIES: Mapping[str, Family] = {
+    "wire_bytes_total": Family(
+        Counter,
+        "IP and TCP headers and payload, retransmissions and pure ACKs included, no Ethernet; "
+        "header sizes are computed from the segment counts.",
+        {"peer": _NAMES, "direction": Direction, "source": ("tcp_info",)},
+    ),
+    "retransmitted_bytes_total": Family(Counter, "TCP payload sent again.", {"peer": _NAMES}),
+    "tcp_min_rtt_seconds": Family(
+        Gauge,
+        "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only to the "
+        "first hop where a proxy stands between.",
+        {"peer": _NAMES},
+    ),
+    "link_rate_bytes_per_second": Family(
+        Gauge,
+        "Rate at which the link took what was sent (tcpi_delivery_rate); absent where less was "
+        "sent than would have shown it.",
+        {"peer": _NAMES},
+    ),
+}
+"""Of the kernel's counts, behind the prefix of either side."""
+
+MEASURED_FAMILIES: Mapping[str, Family] = {
+    "measured_energy_joules_total": Family(
+        Counter,
+        "Energy read from a sensor; the component total contains the others of its source. Absent, "
+        "never 0, where there is no sensor.",
+        {"component": Component, "source": Source},
+    ),
+    "measured_power_watts": Family(
+        Gauge,
+        "Latest power; absent once the sensor has fallen silent.",
+        {"component": Component, "source": Source},
+    ),
+    "energy_unsampled_seconds_total": Family(
+        Counter, "Time in gaps between readings, without energy counted.", {"source": Source}
+    ),
+    "energy_sensor_errors_total": Family(
+        Counter, "Readings that failed.", {"source": Source, "reason": SensorReason}
+    ),
+}
+"""Of the power sensors, the same on both sides."""
+
+INFO_FAMILIES: Mapping[str, tuple[str, str]] = {
+    "build": ("component", "The running program: version, python."),
+    "codec": ("component", "Which implementation of the context codecs runs: c or python."),
+    "model": (
+        "model",
+        "A model in use: digest, backbone, split, timesteps, code_shape.",
+    ),
+}
+"""Facts as labels of a series that is always 1: its one label, help text."""
+
 Series = Tally | Gauge | Distribution
 Child = TypeVar("Child", Tally, Gauge, Distribution)
 
@@ -653,89 +733,96 @@ class WireSource(Protocol):
         """Return totals since the start, or nothing where the system does not tell."""
 
 
-class _WireCollector(Collector):
-    """Reads the kernel's counts at every scrape, so that a scrape is never behind."""
+Shown = Iterable[tuple[str, Labels, float]]
+"""Name of a family, values of its labels, value."""
 
-    def __init__(self, side: str, source: WireSource, peer: str) -> None:
-        self._prefix = f"{NAMESPACE}_{side}_"
-        self._source = source
-        self._peer = peer
+
+class _ReadAtScrape(Collector):
+    """Families that somebody else counts; read at every scrape, so that none is behind."""
+
+    def __init__(self, table: Mapping[str, Family], prefix: str, read: Callable[[], Shown]) -> None:
+        self._table = table
+        self._prefix = prefix
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        return self._empty()
+        return map(self._empty, self._table)
 
     def collect(self) -> Iterable[Metric]:
-        totals = self._source.poll()
-        if totals is None:
-            return []
-        wire, retransmitted, rtt, rate = families = self._empty()
-        wire.add_metric([self._peer, Direction.SENT, "tcp_info"], totals.sent_bytes)
-        wire.add_metric([self._peer, Direction.RECEIVED, "tcp_info"], totals.received_bytes)
-        retransmitted.add_metric([self._peer], totals.retransmitted_bytes)
-        if totals.min_rtt_seconds is not None:
-            rtt.add_metric([self._peer], totals.min_rtt_seconds)
-        if totals.link_bytes_per_second is not None:
-            rate.add_metric([self._peer], totals.link_bytes_per_second)
-        return families
+        families: dict[str, Any] = {}
+        for name, labels, value in self._read():
+            if name not in families:
+                families[name] = self._empty(name)
+            families[name].add_metric(labels, value)
+        return families.values()
 
-    def _empty(
-        self,
-    ) -> tuple[CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            CounterMetricFamily(
-                f"{self._prefix}wire_bytes",
-                "IP and TCP headers and payload, retransmissions and pure ACKs included, no "
-                "Ethernet; header sizes are computed from the segment counts.",
-                labels=("peer", "direction", "source"),
-            ),
-            CounterMetricFamily(
-                f"{self._prefix}retransmitted_bytes",
-                "TCP payload sent again.",
-                labels=("peer",),
-            ),
-            GaugeMetricFamily(
-                f"{self._prefix}tcp_min_rtt_seconds",
-                "The kernel's minimum round trip of the present connection (tcpi_min_rtt); only "
-                "to the first hop where a proxy stands between.",
-                labels=("peer",),
-            ),
-            GaugeMetricFamily(
-                f"{self._prefix}link_rate_bytes_per_second",
-                "Rate at which the link took what was sent (tcpi_delivery_rate); absent where less "
-                "was sent than would have shown it.",
-                labels=("peer",),
-            ),
-        )
+    def _empty(self, name: str) -> Metric:
+        return self._table[name].empty(f"{self._prefix}{name}")
+
+
+def _wire(source: WireSource, peer: str) -> Shown:
+    totals = source.poll()
+    if totals is None:
+        return
+    yield "wire_bytes_total", (peer, Direction.SENT, "tcp_info"), totals.sent_bytes
+    yield "wire_bytes_total", (peer, Direction.RECEIVED, "tcp_info"), totals.received_bytes
+    yield "retransmitted_bytes_total", (peer,), totals.retransmitted_bytes
+    if totals.min_rtt_seconds is not None:
+        yield "tcp_min_rtt_seconds", (peer,), totals.min_rtt_seconds
+    if totals.link_bytes_per_second is not None:
+        yield "link_rate_bytes_per_second", (peer,), totals.link_bytes_per_second
+
+
+def _measured(meter: Meter) -> Shown:
+    for sampler in meter.samplers:
+        source, totals = sampler.source, sampler.totals()
+        for component, total in totals.items():
+            yield "measured_energy_joules_total", (component, source), total.joules
+            if total.watts is not None:
+                yield "measured_power_watts", (component, source), total.watts
+        gaps = [total.unsampled_seconds for total in totals.values()]
+        yield "energy_unsampled_seconds_total", (source,), max(gaps, default=0.0)
+        errors = sampler.errors()
+        for reason in SensorReason:
+            yield "energy_sensor_errors_total", (source, reason), errors.get(reason, 0)
 
 
 class _SideMetrics:
     """What both sides tell."""
 
-    def __init__(self, registry: CollectorRegistry, side: str, table: Mapping[str, Family]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        side: str,
+        table: Mapping[str, Family],
+        energy: EnergyModel | None,
+    ) -> None:
         self._registry = registry
         self._side = side
+        self._energy = energy or default_model()
         self._families = _Families(registry, table)
-        build = Info(
-            f"{NAMESPACE}_build", "The running program.", ("component",), registry=registry
-        )
-        build.labels(side).info({"version": _version(), "python": platform.python_version()})
-        codec = Info(
-            f"{NAMESPACE}_codec",
-            "Which implementation of the context codecs runs: c or python.",
-            ("component",),
-            registry=registry,
-        )
-        codec.labels(side).info({"implementation": native.IMPLEMENTATION})
-        self._model_info = Info(
-            f"{NAMESPACE}_model", "A model in use.", ("model",), registry=registry
-        )
+        self._infos = {
+            name: Info(f"{NAMESPACE}_{name}", text, (label,), registry=registry)
+            for name, (label, text) in INFO_FAMILIES.items()
+        }
+        build = {"version": _version(), "python": platform.python_version()}
+        self._infos["build"].labels(side).info(build)
+        self._infos["codec"].labels(side).info({"implementation": native.IMPLEMENTATION})
 
     def watch_wire(self, source: WireSource, peer: str) -> None:
         """Export the bytes on the connections to ``peer``, a configured name, read at scrapes."""
-        self._registry.register(_WireCollector(self._side, source, peer))
+        self._registry.register(
+            _ReadAtScrape(WIRE_FAMILIES, f"{NAMESPACE}_{self._side}_", partial(_wire, source, peer))
+        )
+
+    def watch_energy(self, meter: Meter) -> None:
+        """Export what a meter's sensors have measured, read at scrapes; no sensor, no series."""
+        self._registry.register(
+            _ReadAtScrape(MEASURED_FAMILIES, f"{NAMESPACE}_", partial(_measured, meter))
+        )
 
     def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
-        self._model_info.labels(model).info(
+        self._infos["model"].labels(model).info(
             {
                 "digest": digest,
                 "backbone": spec.backbone_name,
@@ -745,17 +832,26 @@ class _SideMetrics:
             }
         )
 
-    def _operations(self, model: str, part: str, operations: Operations) -> Tell:
+    def _start(self, model: str) -> None:
+        """Show the counters of a model that have few label values, with value 0."""
+        self._families.start(model)
+        for part in Part:
+            self._operations(model, part, Operations(mac=0, ac=0, neuron=0))(0)
+
+    def _operations(
+        self, model: str, part: str, operations: Operations, basis: Basis = Basis.CALIBRATED
+    ) -> Tell:
         """Return what takes in timesteps of a part; modelled energy follows from them."""
+        energy, families = self._energy, self._families
         counters = [
             (
-                self._families.counter("synaptic_operations_total", model, part, kind),
+                families.counter("synaptic_operations_total", model, part, kind, basis),
                 getattr(operations, kind),
             )
             for kind in OperationKind
         ]
-        labels = (model, part, energy.SOURCE)
-        counter = self._families.counter("modelled_energy_joules_total", *labels)
+        labels = (model, part, energy.source, basis)
+        counter = families.counter("modelled_energy_joules_total", *labels)
         counters.append((counter, energy.joules(operations, 1)))
 
         def tell(timesteps: float) -> None:
@@ -771,12 +867,15 @@ class EdgeMetrics(_SideMetrics):
     Args:
         registry: a fresh registry of this daemon.
         model: name of the bundle.
+        energy: prices operations; None for the shipped prices.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
-        super().__init__(registry, "edge", EDGE_FAMILIES)
+    def __init__(
+        self, registry: CollectorRegistry, *, model: str, energy: EnergyModel | None = None
+    ) -> None:
+        super().__init__(registry, "edge", EDGE_FAMILIES, energy)
         self._model = model
-        self._families.start(model)
+        self._start(model)
         self.connection(ConnectionState.IDLE)
 
     def describe_model(self, digest: str, spec: NetworkSpec) -> None:
@@ -804,6 +903,10 @@ class EdgeMetrics(_SideMetrics):
         labels = (self._model, direction)
         self._families.count("edge_message_bytes_total", *labels, amount=message_bytes)
         self._families.observe("edge_message_size_bytes", *labels, value=message_bytes)
+        if self._energy.radio is not None:
+            joules = self._energy.radio.joules(message_bytes, sent=direction is Direction.SENT)
+            priced = (self._model, RADIO, ModelSource.RADIO, Basis.BYTES)
+            self._families.count("modelled_energy_joules_total", *priced, amount=joules)
 
     def baseline(self, baseline: Baseline, baseline_bytes: int) -> None:
         """The same work would have cost so many bytes."""
@@ -823,9 +926,15 @@ class EdgeMetrics(_SideMetrics):
         self._families.count("edge_neuron_updates_total", *labels, amount=neurons)
         self._families.observe("edge_firing_ratio", *labels, value=spikes / neurons)
 
-    def operations(self, part: Part, operations: Operations, timesteps: float) -> None:
+    def operations(
+        self,
+        part: Part,
+        operations: Operations,
+        timesteps: float,
+        basis: Basis = Basis.CALIBRATED,
+    ) -> None:
         """A part ran for so many timesteps of one sample; modelled energy follows from it."""
-        self._operations(self._model, part, operations)(timesteps)
+        self._operations(self._model, part, operations, basis)(timesteps)
 
     def answered(
         self,
@@ -922,15 +1031,16 @@ class CloudMetrics(_SideMetrics):
 
     Args:
         registry: a fresh registry of this daemon.
+        energy: prices operations; None for the shipped prices.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry, "cloud", CLOUD_FAMILIES)
+    def __init__(self, registry: CollectorRegistry, energy: EnergyModel | None = None) -> None:
+        super().__init__(registry, "cloud", CLOUD_FAMILIES, energy)
 
     def model_loaded(self, model: str, digest: str, spec: NetworkSpec, slots_limit: int) -> None:
         """A model is ready to serve, with room for so many samples at once."""
         self._describe_model(model, digest, spec)
-        self._families.start(model)
+        self._start(model)
         self._families.gauge("cloud_slots_limit", model).set(slots_limit)
 
     def watch(

@@ -14,6 +14,7 @@ from shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_agent.measure.inputs import Inputs
+    from edge_agent.measure.run import Plan
 
 
 def add_images(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -55,6 +56,26 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "wait of (F - 1) d",
     )
     parser.add_argument(
+        "--energy",
+        dest="measure_energy",  # ``energy`` is a key of the configuration
+        action="store_true",
+        help="measure this device's energy besides, by its power sensors or the external meter of "
+        "the configuration: of the modes named, else of five",
+    )
+    parser.add_argument(
+        "--energy-repeats", type=int, default=5, metavar="N", help="loads of each mode"
+    )
+    parser.add_argument(
+        "--energy-load-seconds", type=float, default=10.0, metavar="S", help="length of a load"
+    )
+    parser.add_argument(
+        "--energy-idle-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="length of the idle time between two loads",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("neucodex-measure"),
@@ -81,19 +102,12 @@ def run(
         ConfigError: an argument that cannot be; inputs or labels that cannot be used.
         NeucodexError: see :func:`edge_agent.measure.instrument.measure`.
     """
-    import msgspec
-
     from edge_agent.measure.inputs import read_inputs
     from edge_agent.measure.instrument import choose_modes, measure
     from edge_agent.measure.markdown import write_report
-    from edge_agent.measure.run import Plan
     from shared.model.bundle import Bundle
 
-    given = {name: getattr(arguments, name) for name in Plan.__struct_fields__}
-    try:
-        plan = msgspec.convert(given, Plan)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+    plan = _plan(arguments)
     if arguments.count < 1:
         raise ConfigError(f"count: expected at least 1, got {arguments.count}")
     bundle = Bundle(Path(config.bundle))
@@ -102,7 +116,7 @@ def run(
         inputs = read_inputs(arguments.images, arguments.labels, bundle.manifest, arguments.count)
 
     def told(mode: str, round_: int) -> None:
-        print(f"round {round_ + 1} of {plan.rounds}: {mode}", file=sys.stderr)
+        print(f"round {round_ + 1}: {mode}", file=sys.stderr)
 
     report = asyncio.run(measure(config, bundle, inputs, plan, modes, emulated=emulated, told=told))
     try:
@@ -113,3 +127,20 @@ def run(
         print(f"{name:<18}{1e3 * mode.latency.p50_seconds:10.2f} ms p50")
     print(f"written to {arguments.out / 'report.md'}")
     return 0 if report.complete else 1
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """Return what the arguments ask for; ConfigError if it cannot be."""
+    import msgspec
+
+    from edge_agent.measure.run import Plan
+
+    given = {name: getattr(arguments, name) for name in ("rounds", "warm_up", "slow_edge")}
+    if arguments.measure_energy:
+        lengths = ("repeats", "load_seconds", "idle_seconds")
+        energy = {name: getattr(arguments, f"energy_{name}") for name in lengths}
+        given["energy"] = energy | ({"modes": arguments.modes} if arguments.modes else {})
+    try:
+        return msgspec.convert(given, Plan)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error

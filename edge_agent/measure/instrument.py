@@ -6,7 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from edge_agent.config import EdgeConfig
+from edge_agent.measure.energy import measure_energy, usable_sensors
 from edge_agent.measure.inputs import Inputs
 from edge_agent.measure.modes import Mode, all_modes, obstacle
 from edge_agent.measure.report import Report, make_report
@@ -50,9 +53,11 @@ async def measure(
         told: called with a mode's name and the round's number before each block.
 
     Raises:
+        ConfigError: energy is to be measured and no sensor can be read.
         RefusedError: the cloud refuses every mode.
         NeucodexError: the cloud cannot be reached, an input cannot be used, an engine failed.
     """
+    sensors = None if plan.energy is None else usable_sensors(config)
     skipped = {
         mode.name: why
         for mode in modes
@@ -63,4 +68,10 @@ async def measure(
     tallies, refused = await runner.run(possible, told)
     if not tallies:
         raise RefusedError("; ".join((skipped | refused).values()))
-    return make_report(config, bundle, inputs, plan, modes, tallies, skipped | refused, emulated)
+    report = make_report(config, bundle, inputs, plan, modes, tallies, skipped | refused, emulated)
+    if plan.energy is None or sensors is None:
+        return report
+    wanted = [mode for mode in possible if mode.name in tallies and mode.name in plan.energy.modes]
+    count = len(inputs.arrays)
+    energy = await measure_energy(sensors, runner, count, wanted, plan.energy, told)
+    return msgspec.structs.replace(report, energy=energy)

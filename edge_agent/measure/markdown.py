@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.measure.charts import Line, Row, bar_chart, line_chart
+from edge_agent.measure.energy import EnergyReport, Spread
 from edge_agent.measure.report import ModeReport, Report
 
 BASELINES = ("edge_only_full", "edge_only_exit")
@@ -72,6 +73,7 @@ def markdown(report: Report, drawn: Sequence[str]) -> str:
         _table(_bytes(report)),
         "Computed, not sent:",
         _table(_computed(report)),
+        *_measured_energy(report),
         "## The modes",
         _list(f"**{_words(name)}**: {mode.what}." for name, mode in report.modes.items()),
         "The bottleneck is part of every co-inference mode: without it the cloud could not read "
@@ -100,8 +102,9 @@ def _method(report: Report) -> Iterator[str]:
         "the measuring program runs the daemon's loop itself."
     )
     yield (
-        "Energy is modelled: counted operations at 45 nm arithmetic cost on this device. Memory, "
-        "idle power and the radio are left out, so that cloud-only shows 0."
+        "Modelled energy is counted operations of this device at the prices of the configuration "
+        "(if not set otherwise 45 nm arithmetic, no memory), never a measurement. Idle power is "
+        "left out, and so is the radio where no profile is set: cloud-only then shows 0."
     )
     if plan.slow_edge != 1:
         yield (
@@ -148,6 +151,7 @@ def _results(report: Report) -> Iterator[list[str]]:
         "timesteps",
         "wasted",
         "modelled energy",
+        *(["modelled radio"] if _has_radio(report) else []),
     ]
     for name, mode in report.modes.items():
         latency = mode.latency
@@ -162,7 +166,12 @@ def _results(report: Report) -> Iterator[list[str]]:
             f"{mode.mean_timesteps:.2f}",
             f"{mode.wasted_timesteps:.2f}",
             f"{1e6 * mode.modelled_edge_joules:.1f} µJ",
+            *([f"{1e6 * (mode.modelled_radio_joules or 0):.1f} µJ"] if _has_radio(report) else []),
         ]
+
+
+def _has_radio(report: Report) -> bool:
+    return any(mode.modelled_radio_joules is not None for mode in report.modes.values())
 
 
 def _ratios(report: Report) -> Iterator[list[str]]:
@@ -217,6 +226,51 @@ def _computed(report: Report) -> Iterator[list[str]]:
     yield ["what", "bytes per image"]
     for name, size in report.computed_bytes.items():
         yield [COMPUTED[name], _size(size)]
+
+
+def _measured_energy(report: Report) -> list[str]:
+    if report.energy is None:
+        return []
+    return [
+        "## Measured energy of this device",
+        _table(_energies(report.energy)),
+        _list(_energy_method(report.energy)),
+    ]
+
+
+def _energies(energy: EnergyReport) -> Iterator[list[str]]:
+    yield ["mode", "source", "repeats", "gross per image", "net per image", "load", "idle"]
+    for name, sources in energy.modes.items():
+        for source, each in sources.items():
+            joules = [_spread(each.gross_joules, 1e3, "mJ"), _spread(each.net_joules, 1e3, "mJ")]
+            watts = [_spread(each.load_watts, 1, "W"), _spread(each.idle_watts, 1, "W")]
+            yield [_words(name), source, str(each.repeats), *joules, *watts]
+
+
+def _energy_method(energy: EnergyReport) -> Iterator[str]:
+    plan = energy.plan
+    yield (
+        f"Idle {plan.idle_seconds:g} s, load {plan.load_seconds:g} s, idle, {plan.repeats} times "
+        "for each mode; within a load one image follows the other. *Gross* is all that the device "
+        "drew, *net* what it drew above the mean of the idle times before and after; each with "
+        "the standard deviation of a single repeat. The cloud's energy is not in it."
+    )
+    yield (
+        "Idle: engines loaded, no stream open. Repeats in which a sensor told too little are left "
+        "out."
+    )
+    for source, found in energy.sensors.items():
+        yield f"Sensor `{source}`: {found}."
+    yield f"Frequency governor: {', '.join(energy.governors) or 'not told'}."
+    hottest = energy.hottest_celsius
+    if hottest is not None:
+        yield f"Hottest zone: {hottest.least:.1f} to {hottest.most:.1f} degrees Celsius."
+    else:
+        yield "Temperature: not told."
+
+
+def _spread(spread: Spread, factor: float, unit: str) -> str:
+    return f"{factor * spread.mean:.3g} ± {factor * spread.deviation:.2g} {unit}"
 
 
 def _skipped(report: Report) -> list[str]:

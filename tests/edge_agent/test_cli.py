@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent import Edge
+from edge_agent import Edge, doctor
 from edge_agent.cli import main
 from edge_agent.config import EdgeConfig
-from edge_agent.doctor import power_sensors
 from examples.pair import Ready, run_cloud, run_edge
+from shared.energy.config import EnergyConfig
 from shared.errors import LinkLostError
 from shared.model.bundle import Bundle
 from tests.edge_agent.conftest import PATIENCE_SECONDS, picture
@@ -190,16 +190,42 @@ def test_doctor_needs_only_the_parts_that_the_configuration_uses(
     assert "ok    bundle" in capsys.readouterr().out
 
 
-def test_power_sensors_are_found_where_the_system_shows_them(tmp_path: Path) -> None:
-    assert list(power_sensors(tmp_path)) == []
-    for folder, name in (("powercap/intel-rapl:0", "package-0"), ("hwmon/hwmon3", "ina3221")):
-        place = tmp_path / "sys/class" / folder
-        place.mkdir(parents=True)
-        (place / "name").write_text(f"{name}\n")
-    fan = tmp_path / "sys/class/hwmon/hwmon4"
-    fan.mkdir()
-    (fan / "name").write_text("pwmfan\n")
-    assert list(power_sensors(tmp_path)) == ["rapl package-0", "ina3221 at hwmon3"]
+async def test_doctor_tells_every_sensor_and_why_one_cannot_be_used(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    local = EdgeConfig(bundle=str(tiny_bundle.path), placement="edge_only")
+    *_, none = await doctor.examine(local, tmp_path)
+    assert none == doctor.Check(
+        "sensors", True, "none can be read: energy is modelled, not measured"
+    )
+
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for file, content in (("name", "package-0"), ("max_energy_range_uj", 9**9)):
+        (zone / file).write_text(f"{content}\n")
+    *_, unreadable, none = await doctor.examine(local, tmp_path)
+    assert unreadable.ok
+    assert unreadable.found.startswith("rapl: not usable: there, but")
+    assert "No such file" in unreadable.found
+    assert none.name == "sensors"
+
+    (zone / "energy_uj").write_text("17\n")
+    *_, rapl = await doctor.examine(local, tmp_path)
+    assert rapl.found == "rapl: package-0; packages and memory, not the board"
+
+
+async def test_doctor_fails_where_the_meter_of_the_configuration_cannot_be_read(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    meter = tmp_path / "meter.jsonl"
+    energy = EnergyConfig(external_meter=str(meter))
+    config = EdgeConfig(bundle=str(tiny_bundle.path), placement="edge_only", energy=energy)
+    checks = await doctor.examine(config, tmp_path)
+    assert [check.found for check in checks if not check.ok] == [
+        f"external_meter: not usable: cannot be read: {meter}: No such file or directory"
+    ]
+    meter.touch()
+    assert all(check.ok for check in await doctor.examine(config, tmp_path))
 
 
 def scrape(address: str) -> str:
@@ -263,6 +289,7 @@ def test_every_key_but_a_few_has_a_flag(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = capsys.readouterr().out
-    without = {"queue_limit", "reconnect_min_seconds", "reconnect_max_seconds", "source"}
+    tables = {"source", "energy"}
+    without = {"queue_limit", "reconnect_min_seconds", "reconnect_max_seconds", *tables}
     for key in set(EdgeConfig.__struct_fields__) - without:
         assert f"--{key.replace('_', '-')}" in text

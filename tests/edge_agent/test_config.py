@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.config import EdgeConfig, SourceConfig, load
+from shared.energy.config import EnergyConfig
 from shared.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.toml"
@@ -48,6 +50,8 @@ def test_flags_override_the_file_and_absent_flags_do_not(tmp_path: Path) -> None
         ("alpha = 0.5\nloss_budget = 'a'", "loss_budget", "both"),
         ("[source]\nkind = 'camera'\npath = 'x'", "source.kind", "'camera'"),
         ("[source]\nkind = 'folder'", "path", ""),
+        ("[energy]\nsensors = 'yes'", "energy.sensors", "'yes'"),
+        ("[energy]\nmeter = 'x'", "energy", "meter"),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_expectation_and_what_came(
@@ -106,7 +110,9 @@ def test_the_example_explains_every_key_and_shows_its_default() -> None:
     everything = tomllib.loads(re.sub(r"(?m)^# (?=\[?[a-z_]+\]?( = |$))", "", text))
     assert set(everything) == set(EdgeConfig.__struct_fields__)
     assert set(everything["source"]) == set(SourceConfig.__struct_fields__)
-    expected = {key: value for key, value in defaults(EdgeConfig).items() if value is not None}
+    assert set(everything["energy"]) == set(EnergyConfig.__struct_fields__)
+    known = msgspec.to_builtins(defaults(EdgeConfig))
+    expected = {key: value for key, value in known.items() if value is not None}
     assert shown == {"bundle": shown["bundle"]} | expected
     load(EXAMPLE, {})
     blocks = [block for block in text.split("\n\n") if re.search(r"(?m)^(# )?[a-z_]+ = ", block)]
