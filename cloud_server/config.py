@@ -39,6 +39,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest wait of an idle engine for a fuller batch."""
     max_streams: Count = 64
     """Streams at once, over all edges."""
+    overload_retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.0
+    """What a stream refused because there are too many is told to wait."""
     max_window: Steps = 16
     """Largest window W: timesteps of a sample in flight without their verdict."""
     max_steps_per_packet: Steps = 16

@@ -7,9 +7,10 @@ the stream's outbox, so that reading never waits for writing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,6 +39,8 @@ Kind = TypeVar("Kind", bound=Stream)
 
 ABORT_SECONDS = 1.0
 """Time for streams that are cut at the end of a drain to tell their edges."""
+HEAR_OUT_SECONDS = 1.0
+"""How long a stream that is refused has for its first message."""
 MAX_DETAILS = 1000
 """Characters of a status message; it travels in a header, whose size is limited."""
 _REFUSALS = {
@@ -61,7 +64,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self._store = store
         self._config = config
         self._metrics = metrics
-        self._admission = Admission(config.max_streams, metrics)
+        self._admission = Admission(config.max_streams, config.overload_retry_seconds, metrics)
         self._handlers: dict[Stream, asyncio.Task[Any]] = {}
 
     async def Infer(self, request_iterator: object, context: Context) -> None:
@@ -109,7 +112,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
     ) -> None:
         """Serve one stream to its end; answer an error once its place and slots are free."""
         try:
-            with self._admission.stream(rpc_):
+            async with self._place(rpc_, context):
                 await self._converse(context, open_, receive)
             return
         except NeucodexError as error:
@@ -119,16 +122,34 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             refusal = NeucodexError("internal error, see the server's log")
         await self._refuse(context, refusal)
 
+    @contextlib.asynccontextmanager
+    async def _place(self, rpc_: Rpc, context: Context) -> AsyncIterator[None]:
+        """Hold the stream's place.
+
+        Who is refused is heard out first: the client library calls a stream INTERNAL, whatever its
+        status, that ends while its first message is being written.
+        """
+        with contextlib.ExitStack() as place:
+            try:
+                place.enter_context(self._admission.stream(rpc_))
+            except AdmissionError:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEAR_OUT_SECONDS):
+                        await context.read()
+                raise
+            yield
+
     async def _refuse(self, context: Context, error: NeucodexError) -> None:
-        status = rpc.status_of(error)
+        status, retry_after_seconds = rpc.status_of(error), None
         if isinstance(error, AdmissionError):
-            status = _REFUSALS[error.reason]
+            status, retry_after_seconds = _REFUSALS[error.reason], error.retry_after_seconds
             self._metrics.rejected(error.reason)
         elif isinstance(error, ProtocolError):
             self._metrics.rejected(RejectReason.PROTOCOL)
         self._metrics.error("stream", status.name)
         logger.info("%s: %s: %s", context.peer(), status.name, error)
-        await context.abort(status, str(error)[:MAX_DETAILS])
+        trailing = rpc.retry_pushback(retry_after_seconds)
+        await context.abort(status, str(error)[:MAX_DETAILS], trailing)
 
     async def _converse(
         self,

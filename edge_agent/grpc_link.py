@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from time import perf_counter
@@ -48,6 +49,7 @@ class GrpcLink:
         self._filled = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._call: Any = None
 
     async def open(self, request: Open) -> Opened:
         """Connect and agree; see :meth:`edge_agent.link.CloudLink.open`."""
@@ -59,17 +61,16 @@ class GrpcLink:
             response_deserializer=self._parse,
         )
         self._call = method()
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                try:
+        message, limit = None, asyncio.timeout(OPEN_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with limit:
+                with contextlib.suppress(*WRITE_ERRORS):
                     await self._call.write(self._open_message(request))
-                except WRITE_ERRORS as error:
-                    raise await self._error() from error
                 message = await self._read()
-        except TimeoutError as error:
+        if limit.expired():
             raise LinkLostError(
                 f"expected {self._address} to answer within {OPEN_SECONDS:g} s, it did not"
-            ) from error
+            )
         if message is None or message.opened is None:
             raise ProtocolError(f"expected Opened from {self._address}, got {message}")
         self._writer = asyncio.create_task(self._write_outbox())
@@ -97,7 +98,9 @@ class GrpcLink:
             self._writer = None
         if self._channel is not None:
             channel, self._channel = self._channel, None
-            self._call.cancel()
+            # The call holds our methods: gone from here, it frees its connection at once.
+            call, self._call = self._call, None
+            call.cancel()
             # What the kernel counted is gone with the connection.
             self._wire_bytes.poll()
             await channel.close()
@@ -122,11 +125,14 @@ class GrpcLink:
             self._filled.clear()
 
     async def _read(self) -> CloudMessage | None:
-        """Return the next message, or nothing where the stream ended in good order."""
-        try:
+        """Return the next message, or nothing where the stream ended in good order.
+
+        Errors are made from the call's status and do not carry gRPC's own along: its traceback
+        would hold the call, and with it the connection, for as long as somebody keeps the error.
+        """
+        message: Any = grpc.aio.EOF
+        with contextlib.suppress(grpc.aio.AioRpcError):
             message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise await self._error() from error
         if message is grpc.aio.EOF:
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise await self._error()
@@ -143,7 +149,8 @@ class GrpcLink:
         self._metrics.error("receive" if self._writer else "connect", code.name)
         message = f"{self._address}: {code.name}: {details}"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return CloudFullError(message)
+            asked_seconds = rpc.pushback_seconds(await self._call.trailing_metadata())
+            return CloudFullError(message, asked_seconds)
         if code in rpc.REFUSED_CODES and code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             return RefusedError(message)
         # DEADLINE_EXCEEDED ends a stream that was idle for too long: another may be opened.

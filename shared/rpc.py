@@ -7,7 +7,8 @@ paced stream of small messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -50,6 +51,10 @@ REFUSED_CODES = frozenset(
 )
 """The server is there and said no."""
 
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata with which a server says when to ask again (gRPC proposal A6)."""
+MAX_PUSHBACK_SECONDS = 3600.0
+
 _STATUS = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,6 +80,19 @@ def status_of(error: NeucodexError) -> grpc.StatusCode:
         if isinstance(error, kind):
             return status
     return grpc.StatusCode.INTERNAL
+
+
+def retry_pushback(seconds: float | None) -> tuple[tuple[str, str], ...]:
+    """Return the trailing metadata that ask a client to wait so long; none for None."""
+    return () if seconds is None else ((RETRY_PUSHBACK, str(round(seconds * 1000))),)
+
+
+def pushback_seconds(metadata: Iterable[tuple[str, str | bytes]]) -> float:
+    """Return how long a server asks to wait; 0 where it says nothing, or nothing sensible."""
+    asked = dict(metadata).get(RETRY_PUSHBACK, "")
+    if not isinstance(asked, str) or re.fullmatch("[0-9]{1,10}", asked) is None:
+        return 0.0
+    return min(int(asked) / 1000, MAX_PUSHBACK_SECONDS)
 
 
 def common_options() -> Options:
