@@ -59,7 +59,7 @@ class Transport(NamedTuple):
     edge_changes: Mapping[str, Any]
 
 
-TRANSPORTS = {"without_tls": Transport((), {})}
+TRANSPORTS = {"without_tls": Transport((), {"insecure": True})}
 """By name; wire bytes are measured with each."""
 
 

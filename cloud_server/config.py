@@ -9,10 +9,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shared import config as settings
+from shared.addresses import is_local
 from shared.codec.codecs import NAMES
+from shared.credentials import TlsFiles, check_pair
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
+File = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
 
@@ -21,6 +24,14 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     listen: str = "127.0.0.1:50051"
     """Where edges connect: ``host:port`` (0 picks a port) or ``unix:PATH``."""
+    tls_certificate: File | None = None
+    """PEM certificate, shown to edges: the server then speaks TLS alone."""
+    tls_key: File | None = None
+    """Its PEM private key."""
+    tls_client_ca: File | None = None
+    """PEM certificates of who may have signed the edges': no other edge can connect then."""
+    insecure: bool = False
+    """Whether others may reach ``listen`` without TLS, or without showing who they are."""
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     bundles: tuple[str, ...] = ()
@@ -61,6 +72,7 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Least important messages that are logged."""
 
     def __post_init__(self) -> None:
+        _check_access(self)
         unknown = [name for name in self.codecs if name not in NAMES]
         if unknown:
             raise ValueError(f"codecs: expected names of {', '.join(NAMES)}, got {unknown}")
@@ -68,6 +80,33 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"
             )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files that TLS takes; None where edges connect without."""
+        if self.tls_certificate is None:
+            return None
+        names = self.tls_certificate, self.tls_key, self.tls_client_ca
+        return TlsFiles(*(None if name is None else Path(name) for name in names))
+
+
+def _check_access(config: CloudConfig) -> None:
+    """Check that nobody gets in unencrypted or unknown unless that was asked for."""
+    check_pair(config.tls_certificate, config.tls_key)
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ValueError("tls_certificate: expected one with tls_client_ca, got none")
+    if config.insecure or is_local(config.listen):
+        return
+    if config.tls_certificate is None:
+        raise ValueError(
+            "tls_certificate: expected one where others than this machine can connect (or "
+            f"insecure, which lets them do so unencrypted), got none for {config.listen!r}"
+        )
+    if config.tls_client_ca is None:
+        raise ValueError(
+            "tls_client_ca: expected this, so that edges have to show who they are "
+            f"(or insecure, which lets in anybody), got none for {config.listen!r}"
+        )
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> CloudConfig:

@@ -88,7 +88,8 @@ async def create(config: CloudConfig) -> CloudServer:
     """Load the models and begin to serve.
 
     Raises:
-        ConfigError: no bundle, or an address that cannot be listened on.
+        ConfigError: no bundle, a file of a certificate that cannot be used, or an address that
+            cannot be listened on.
         BundleError: a bundle cannot be served.
         EngineError: the configured device cannot be used.
     """
@@ -100,7 +101,8 @@ async def create(config: CloudConfig) -> CloudServer:
     co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
         servicer, server
     )
-    bound = rpc.bind(server, config.listen)
+    pems = None if config.tls is None else config.tls.watched()
+    bound = rpc.bind(server, config.listen, pems)
     # A Unix socket has no port, but gRPC reports one.
     port = 0 if config.listen.startswith("unix:") else bound
     if port:

@@ -20,6 +20,7 @@ from edge_agent.client import Edge
 from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
 from edge_agent.measure import command
 from shared.config import rewrite
+from shared.credentials import add_client_flags
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory of a model bundle; may be given several times (default: the file's)",
     )
-    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_cloud(parser)
     _add_objective(parser)
     parser.add_argument(
         "--images",
@@ -146,7 +147,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(command=_measure)
     add_config(parser)
-    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_cloud(parser)
     command.add_images(parser, required=True)
     command.add_plan(parser)
     add_model(parser)
@@ -160,8 +161,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="DIR", help="directory of the model bundle")
 
 
-def _add_placement(parser: argparse.ArgumentParser) -> None:
+def add_cloud(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where the cloud is, and how to connect."""
     parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_client_flags(parser)
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    add_cloud(parser)
     parser.add_argument("--placement", help="co_inference, edge_only or cloud_only")
     parser.add_argument("--network", help="with edge_only: split or whole")
     parser.add_argument("--fallback", help="none or local")
@@ -203,7 +210,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
-    parser.add_argument("--checksum", help="none or crc16")
+    parser.add_argument("--checksum", help="none or crc16 (default: crc16 without TLS)")
     parser.add_argument("--codec", help="ctx, ctx-max, raw or zstd")
     parser.add_argument(
         "--deadline-seconds", type=float, metavar="SECONDS", help="a sample's time, then it fails"

@@ -31,6 +31,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from shared.addresses import parse_address
 from shared.codec import native
 from shared.energy import operations as energy
 from shared.errors import ConfigError, SampleCode
@@ -1045,15 +1046,6 @@ def serve(registry: CollectorRegistry, address: str) -> MetricsServer:
         raise ConfigError(f"metrics address {address}: cannot listen: {error}") from error
     ProcessCollector(registry=registry)
     return MetricsServer(server, thread)
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Split ``host:port``; ConfigError where it is not of that form."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"expected an address of the form host:port, got {address!r}")
-    return host, int(port)
 
 
 def _version() -> str:
