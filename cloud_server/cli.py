@@ -19,7 +19,7 @@ from cloud_server import certs, server
 from cloud_server import config as configuration
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
-from shared import rpc
+from shared import rpc, tokens
 from shared.credentials import ClientCredentials, ClientFiles, add_client_flags
 from shared.errors import ConfigError, LinkLostError, NeucodexError
 from shared.model.bundle import Bundle, Calibration, pick_alpha
@@ -32,6 +32,7 @@ FLAGS = (
     "tls_certificate",
     "tls_key",
     "tls_client_ca",
+    "tokens_file",
     "insecure",
     "metrics",
     "bundles",
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve models until SIGTERM"))
     _add_models(commands.add_parser("models", help="list models, of bundles or of a server"))
+    _add_token(commands.add_parser("token", help="make a token for an edge"))
     _add_certs(commands.add_parser("certs", help="make certificates for a server and edges"))
     return parser
 
@@ -82,6 +84,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--tls-client-ca",
         metavar="FILE",
         help="let in only edges with a certificate; PEM certificates of who may have signed it",
+    )
+    parser.add_argument(
+        "--tokens-file", metavar="FILE", help="let in only edges with a token that is in it"
     )
     parser.add_argument(
         "--insecure",
@@ -112,6 +117,21 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     _add_bundles(parser)
     parser.add_argument("--server", metavar="ADDRESS", help="ask the server at this address")
     add_client_flags(parser)
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a token and say it once, on standard output or into a file of its bearer's; the "
+        "server's file gets its hash alone."
+    )
+    parser.set_defaults(command=_token)
+    parser.add_argument("name", metavar="NAME", help="of the bearer: an edge, or who reads metrics")
+    parser.add_argument(
+        "--tokens-file", type=Path, metavar="FILE", help="add its line here (default: say it too)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a new file for the token (default: say it)"
+    )
 
 
 def _add_certs(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +191,19 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
     logger.info("configuration: %s", msgspec.json.encode(config).decode())
     asyncio.run(server.run(config, arguments.ready_file))
+
+
+def _token(arguments: argparse.Namespace) -> None:
+    token = tokens.make_token()
+    line = tokens.token_line(arguments.name, token)
+    if arguments.out is None:
+        print(token)
+    else:
+        tokens.write_token(arguments.out, token)
+    if arguments.tokens_file is None:
+        print(line)
+    else:
+        tokens.add_line(arguments.tokens_file, line)
 
 
 def _certs(arguments: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ import msgspec
 from shared import config as settings
 from shared.addresses import is_local
 from shared.codec.codecs import NAMES
-from shared.credentials import TlsFiles, check_pair
+from shared.credentials import TlsFiles, check_pair, check_path
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 File = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
@@ -30,6 +31,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Its PEM private key."""
     tls_client_ca: File | None = None
     """PEM certificates of who may have signed the edges': no other edge can connect then."""
+    tokens_file: File | None = None
+    """File with the hashes of the tokens of which an edge has to show one."""
     insecure: bool = False
     """Whether others may reach ``listen`` without TLS, or without showing who they are."""
     metrics: str = "127.0.0.1:9464"
@@ -52,6 +55,16 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Streams at once, over all edges."""
     overload_retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.0
     """What a stream refused because there are too many is told to wait."""
+    edge_max_streams: Count | None = None
+    """Streams at once of one edge."""
+    edge_samples_per_second: Rate | None = None
+    """Samples that one edge may begin."""
+    edge_bytes_per_second: Rate | None = None
+    """Message bytes that one edge may send."""
+    stream_idle_seconds: Seconds | None = None
+    """A stream on which nothing comes for so long is ended."""
+    stream_life_seconds: Seconds | None = None
+    """A stream is ended, between two samples, at this age or up to a fifth before."""
     max_window: Steps = 16
     """Largest window W: timesteps of a sample in flight without their verdict."""
     max_steps_per_packet: Steps = 16
@@ -95,6 +108,7 @@ def _check_access(config: CloudConfig) -> None:
     check_pair(config.tls_certificate, config.tls_key)
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ValueError("tls_certificate: expected one with tls_client_ca, got none")
+    check_path("tokens_file", config.tokens_file)
     if config.insecure or is_local(config.listen):
         return
     if config.tls_certificate is None:
@@ -102,10 +116,10 @@ def _check_access(config: CloudConfig) -> None:
             "tls_certificate: expected one where others than this machine can connect (or "
             f"insecure, which lets them do so unencrypted), got none for {config.listen!r}"
         )
-    if config.tls_client_ca is None:
+    if config.tls_client_ca is None and config.tokens_file is None:
         raise ValueError(
-            "tls_client_ca: expected this, so that edges have to show who they are "
-            f"(or insecure, which lets in anybody), got none for {config.listen!r}"
+            "tls_client_ca: expected this or tokens_file, so that edges have to show who they are "
+            f"(or insecure, which lets in anybody), got neither for {config.listen!r}"
         )
 
 

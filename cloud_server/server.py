@@ -60,6 +60,7 @@ class CloudServer:
         self._store = store
         self._metrics_server = metrics_server
         self._health = health.aio.HealthServicer()
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to serve, health and reflection included."""
@@ -69,6 +70,7 @@ class CloudServer:
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._watching = asyncio.create_task(self._servicer.watch_streams())
 
     async def drain(self) -> None:
         """Report NOT_SERVING, let the samples under way finish, then stop."""
@@ -78,6 +80,8 @@ class CloudServer:
 
     async def stop(self) -> None:
         """Stop at once, cutting what is open."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._server.stop(None)
         await self._store.close()
         if self._metrics_server is not None:

@@ -217,6 +217,10 @@ class RejectReason(StrEnum):
     """Why the cloud refused a request."""
 
     OVERLOAD = "overload"
+    EDGE_STREAMS = "edge_streams"
+    """One edge: more streams than it may have; so are the next two."""
+    EDGE_SAMPLES = "edge_samples"
+    EDGE_BYTES = "edge_bytes"
     AUTH = "auth"
     VERSION_MISMATCH = "version_mismatch"
     BAD_PAYLOAD = "bad_payload"
@@ -550,6 +554,9 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
         Counter, "Serialised protobuf messages.", {**_MODEL, "direction": Direction}
     ),
     "cloud_streams": Family(Gauge, "Open streams.", {"rpc": Rpc}),
+    "cloud_stream_rotations_total": Family(
+        Counter, "Streams ended between two samples because of their age."
+    ),
     "cloud_samples_total": Family(Counter, "Samples ended.", {**_MODEL, "reason": SampleEnd}),
     "cloud_slots_in_use": Family(Gauge, "Samples that hold membrane state.", _MODEL),
     "cloud_slots_limit": Family(Gauge, "Samples that can hold membrane state.", _MODEL),
@@ -972,6 +979,10 @@ class CloudMetrics(_SideMetrics):
     def stream_closed(self, rpc: Rpc) -> None:
         """A stream ended."""
         self._families.gauge("cloud_streams", rpc).dec()
+
+    def stream_rotated(self) -> None:
+        """A stream is ended because of its age."""
+        self._families.count("cloud_stream_rotations_total")
 
     def sample_ended(self, model: str, reason: SampleEnd) -> None:
         """A sample ended, answered or not."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from pathlib import Path
@@ -93,6 +94,30 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
                 f"{path}: line {number}: expected {LINE_FORM}, got {len(content)} other characters"
             )
     return tuple(entries)
+
+
+def write_token(path: Path, token: str) -> None:
+    """Write a token into a new file that its user alone can read; ConfigError if it cannot be."""
+    _add(path, token, os.O_EXCL)
+
+
+def add_line(path: Path, line: str) -> None:
+    """Add a line to a file of tokens, which is made if there is none.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    text = read_file(path, "a file of tokens") if path.exists() else b""
+    is_whole = not text or text.endswith(b"\n")
+    _add(path, line if is_whole else f"\n{line}", os.O_APPEND)
+
+
+def _add(path: Path, line: str, how: int) -> None:
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600), "w") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a file to write: {error.strerror}") from error
 
 
 def bearer(token: str, entries: tuple[Entry, ...], name: str | None = None) -> Entry | None:

@@ -133,7 +133,7 @@ async def test_files_that_cannot_be_used_stop_the_start(
     ("given", "complaint"),
     [
         ({}, r"tls_certificate: expected one where others than this machine can connect"),
-        ({"tls_certificate": "a", "tls_key": "b"}, r"tls_client_ca: expected this"),
+        ({"tls_certificate": "a", "tls_key": "b"}, r"tls_client_ca: expected this or tokens_file"),
         ({"tls_certificate": "a"}, r"tls_key: expected a file to go with a, got none"),
         ({"tls_client_ca": "a"}, r"tls_certificate: expected one with tls_client_ca, got none"),
     ],
@@ -150,6 +150,7 @@ def test_an_address_of_others_is_refused_unless_it_is_safe(
     [
         {"listen": "0.0.0.0:50051", "insecure": True},
         {"listen": "[::]:0", "tls_certificate": "a", "tls_key": "b", "tls_client_ca": "c"},
+        {"listen": "[::]:0", "tls_certificate": "a", "tls_key": "b", "tokens_file": "c"},
         {"listen": "127.0.0.1:0"},
         {"listen": "unix:/run/cloud.sock"},
     ],
