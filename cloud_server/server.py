@@ -21,8 +21,9 @@ from cloud_server.model_store import ModelStore
 from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
 from shared import rpc
-from shared.metrics import CloudMetrics, MetricsServer, serve
+from shared.metrics import CloudMetrics, serve
 from shared.tcp_info import WireCounter
+from shared.web import WebServer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class CloudServer:
         port: int,
         servicer: CoInference,
         store: ModelStore,
-        metrics_server: MetricsServer | None,
+        metrics_server: WebServer | None,
     ) -> None:
         self.port = port
         self.address = _with_port(config.listen, port)
@@ -111,7 +112,9 @@ async def create(config: CloudConfig) -> CloudServer:
     port = 0 if config.listen.startswith("unix:") else bound
     if port:
         metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
-    metrics_server = serve(registry, config.metrics) if config.metrics else None
+    metrics_server = (
+        serve(registry, config.metrics, config.metrics_access) if config.metrics else None
+    )
     running = CloudServer(config, server, port, servicer, store, metrics_server)
     await running.start()
     for model in store:

@@ -15,6 +15,7 @@ from shared.codec.codecs import NAMES
 from shared.codec.packet import Checksum
 from shared.credentials import ClientFiles
 from shared.messages import ReplyMode
+from shared.web import Access
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
@@ -63,6 +64,15 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where applications connect: ``unix:PATH`` or ``127.0.0.1:PORT`` (0 picks a port)."""
     metrics: str = "127.0.0.1:9465"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
+    metrics_certificate: File | None = None
+    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
+    metrics_key: File | None = None
+    """Its PEM private key."""
+    metrics_client_ca: File | None = None
+    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
+    metrics_users: File | None = None
+    """File with the names, and the hashes of the tokens, of who may scrape (basic
+    authentication)."""
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""
     loss_budget: float | str | None = None
@@ -113,6 +123,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Inputs that the daemon classifies by itself."""
 
     def __post_init__(self) -> None:
+        self.metrics_access.check(self.metrics, insecure=self.insecure)
         if self.placement != "edge_only":
             self.credentials.check(self.cloud, insecure=self.insecure)
         _check_steps(self)
@@ -149,6 +160,16 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             tls_key=self.tls_key,
             tls_server_name=self.tls_server_name,
             token_file=self.token_file,
+        )
+
+    @property
+    def metrics_access(self) -> Access:
+        """Who may scrape."""
+        return Access(
+            certificate=self.metrics_certificate,
+            key=self.metrics_key,
+            client_ca=self.metrics_client_ca,
+            users=self.metrics_users,
         )
 
     @property

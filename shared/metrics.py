@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from importlib import metadata
-from threading import Thread
 from typing import Any, Protocol, TypeVar
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -31,14 +29,15 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from shared.addresses import parse_address
+from shared import web
 from shared.codec import native
 from shared.energy import operations as energy
-from shared.errors import ConfigError, SampleCode
+from shared.errors import SampleCode
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
 from shared.tcp_info import Totals
+from shared.web import WebServer
 
 NAMESPACE = "neucodex"
 OTHER = "other"
@@ -1021,42 +1020,20 @@ class CloudMetrics(_SideMetrics):
         self._families.count("cloud_rejected_total", reason)
 
 
-class MetricsServer:
-    """A running ``/metrics`` endpoint.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
-        self._server = server
-        self._thread = thread
-        self.port = server.server_port
-
-    def close(self) -> None:
-        """Stop listening and free the port; harmless when called again."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def serve(registry: CollectorRegistry, address: str) -> MetricsServer:
+def serve(registry: CollectorRegistry, address: str, access: web.Access = web.ANYBODY) -> WebServer:
     """Serve a registry, and figures of this process, over HTTP.
 
     Args:
         registry: what to serve; process figures (``process_*``) are added to it.
         address: ``host:port``, ``[host]:port`` for IPv6; port 0 takes a free one.
+        access: who may read.
 
     Raises:
-        ConfigError: the address is malformed or cannot be listened on.
+        ConfigError: the address is malformed or cannot be listened on, or a file cannot be used.
     """
-    host, port = parse_address(address)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise ConfigError(f"metrics address {address}: cannot listen: {error}") from error
+    server = web.serve(make_wsgi_app(registry), address, access)
     ProcessCollector(registry=registry)
-    return MetricsServer(server, thread)
+    return server
 
 
 def _version() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from edge_agent import doctor
 from edge_agent.config import EdgeConfig, load
 from shared.codec.packet import Checksum
-from shared.errors import ConfigError
+from shared.errors import ConfigError, RefusedError
+from shared.tokens import make_token, token_line
 from tests.conftest import Certificates
 from tests.edge_agent.conftest import Clouds, Edges, Metered, Relay, picture, until
 
@@ -94,6 +97,53 @@ async def test_tls_that_was_not_used_is_named(
         edges(cloud=cloud.address) as edge,
     ):
         await until_trouble(edge, "no TLS was used; the server may expect it")
+
+
+async def test_a_token_is_shown_and_another_once_the_file_has_it(
+    clouds: Clouds, edges: Edges, tmp_path: Path
+) -> None:
+    known, shown, token = tmp_path / "tokens", tmp_path / "token", make_token()
+    known.write_text(token_line("one", token))
+    shown.write_text(make_token())
+    async with (
+        clouds(tokens_file=str(known)) as cloud,
+        edges(cloud=cloud.address, token_file=str(shown)) as edge,
+        edges(cloud=cloud.address) as without,
+    ):
+        await until_trouble(edge, "UNAUTHENTICATED: expected a token that this server knows")
+        with pytest.raises(RefusedError, match="another came") as caught:
+            await edge.loop.submit(picture(0))
+        assert shown.read_text() not in str(caught.value)
+        await until_trouble(without, "none came")
+        shown.write_text(token)
+        await until(lambda: edge.loop.connected)
+        assert (await edge.loop.submit(picture(0))).placement == "co_inference"
+
+
+async def test_a_sample_over_its_rate_is_answered_later(clouds: Clouds, edges: Edges) -> None:
+    async with (
+        clouds(edge_samples_per_second=5.0) as cloud,
+        edges(cloud=cloud.address) as edge,
+    ):
+        answers = await asyncio.gather(*(edge.loop.submit(picture(seed)) for seed in range(8)))
+        assert {answer.placement for answer in answers} == {"co_inference"}
+        assert edge.count("edge_replays_total", reason="no_slot") >= 1
+
+
+async def test_old_streams_give_way_to_new_ones_without_a_sample_lost(
+    clouds: Clouds, edges: Edges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_server.warden.ROUND_SECONDS", 0.01)
+    async with (
+        clouds(stream_life_seconds=0.2) as cloud,
+        edges(cloud=cloud.address) as edge,
+    ):
+        answered = 0
+        while edge.count("edge_retries_total", reason="draining") < 3:
+            await edge.loop.submit(picture(answered))
+            answered += 1
+        assert edge.count("edge_inferences_total", placement="co_inference") == answered
+        assert edge.count("edge_inferences_total", exit_reason="error") == 0
 
 
 @pytest.mark.parametrize("placement", ["co_inference", "cloud_only"])
