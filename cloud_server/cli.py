@@ -23,6 +23,7 @@ from shared import rpc, tokens
 from shared.credentials import ClientCredentials, ClientFiles, add_client_flags
 from shared.errors import ConfigError, LinkLostError, NeucodexError
 from shared.model.bundle import Bundle, Calibration, pick_alpha
+from shared.web import add_access_flags
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ FLAGS = (
     "tokens_file",
     "insecure",
     "metrics",
+    "metrics_certificate",
+    "metrics_key",
+    "metrics_client_ca",
+    "metrics_users",
     "bundles",
     "engine",
     "device",
@@ -97,6 +102,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
+    add_access_flags(parser)
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")

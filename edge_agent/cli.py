@@ -22,6 +22,7 @@ from edge_agent.measure import command
 from shared.config import rewrite
 from shared.credentials import add_client_flags
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
+from shared.web import add_access_flags
 
 if TYPE_CHECKING:
     from edge_agent.loop import EdgeLoop
@@ -72,6 +73,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
+    add_access_flags(parser)
     parser.add_argument("--log-level", help="debug, info, warning or error")
     parser.add_argument(
         "--ready-file",

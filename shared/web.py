@@ -6,6 +6,7 @@ nothing holds up no other.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import logging
@@ -70,6 +71,20 @@ class Access:
 
 ANYBODY = Access()
 """Plain HTTP for whoever can connect."""
+
+
+def add_access_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of :class:`Access`."""
+    for name, text in (
+        ("certificate", "serve /metrics over TLS; PEM certificate"),
+        ("key", "its PEM private key"),
+        (
+            "client-ca",
+            "answer only scrapers with a certificate; PEM certificates of its authorities",
+        ),
+        ("users", "answer only scrapers with a name and token of this file"),
+    ):
+        parser.add_argument(f"--metrics-{name}", metavar="FILE", help=text)
 
 
 class WebServer:
