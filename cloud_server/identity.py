@@ -53,9 +53,10 @@ class Identities:
             return Edge(f"token {token.name}", token)
         return Edge(f"address {peer_host(context.peer())}", token)
 
-    def knows(self, edge: Edge) -> bool:
-        """Say whether an edge that was let in would be still."""
-        return self._tokens is None or edge.token in self._tokens.current()
+    @property
+    def welcome(self) -> frozenset[Entry | None]:
+        """What an edge that was let in has to have shown, to be let in still."""
+        return frozenset((None,) if self._tokens is None else self._tokens.current())
 
     def _admitted(self, context: Any) -> Entry | None:
         if self._tokens is None:

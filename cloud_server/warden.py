@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from math import inf
 
 from cloud_server.admission import AdmissionError
@@ -12,6 +12,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.identity import Identities
 from cloud_server.stream import Stream
 from shared.metrics import CloudMetrics, RejectReason
+from shared.tokens import Entry
 
 ROUND_SECONDS = 0.25
 """Time between two rounds; one for all streams, so that an idle one costs next to nothing."""
@@ -43,14 +44,15 @@ class Warden:
         """Go round until cancelled."""
         while True:
             await asyncio.sleep(ROUND_SECONDS)
+            now, welcome = time.monotonic(), self._identities.welcome
             for stream in tuple(self._streams):
-                self._look_at(stream, time.monotonic())
+                self._look_at(stream, now, welcome)
 
-    def _look_at(self, stream: Stream, now: float) -> None:
+    def _look_at(self, stream: Stream, now: float, welcome: Container[Entry | None]) -> None:
         visit = stream.visit
         if stream.session.live:
             visit.heard_at = now  # A sample has time limits of its own.
-        if not self._identities.knows(visit.edge):
+        if visit.edge.token not in welcome:
             message = "expected a token that this server knows, it no longer knows this one"
             stream.break_off(AdmissionError(RejectReason.AUTH, message))
         elif now - visit.heard_at > self._idle_seconds:

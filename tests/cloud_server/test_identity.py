@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloud_server.cli import main
 from cloud_server.identity import peer_host
@@ -258,3 +260,8 @@ def test_the_token_command_writes_files_for_their_users_alone(
 )
 def test_a_peer_is_told_apart_by_its_machine(peer: str, host: str) -> None:
     assert peer_host(peer) == host
+
+
+@given(st.one_of(st.text(), st.from_regex(r"ipv[46]:.*", fullmatch=True)))
+def test_any_peer_has_a_name(peer: str) -> None:
+    assert isinstance(peer_host(peer), str)

@@ -120,13 +120,16 @@ async def test_a_token_is_shown_and_another_once_the_file_has_it(
         assert (await edge.loop.submit(picture(0))).placement == "co_inference"
 
 
-async def test_a_sample_over_its_rate_is_answered_later(clouds: Clouds, edges: Edges) -> None:
+@pytest.mark.parametrize("placement", ["co_inference", "cloud_only"])
+async def test_a_sample_over_its_rate_is_answered_later(
+    clouds: Clouds, edges: Edges, placement: str
+) -> None:
     async with (
         clouds(edge_samples_per_second=5.0) as cloud,
-        edges(cloud=cloud.address) as edge,
+        edges(cloud=cloud.address, placement=placement) as edge,
     ):
         answers = await asyncio.gather(*(edge.loop.submit(picture(seed)) for seed in range(8)))
-        assert {answer.placement for answer in answers} == {"co_inference"}
+        assert {answer.placement for answer in answers} == {placement}
         assert edge.count("edge_replays_total", reason="no_slot") >= 1
 
 
