@@ -33,11 +33,12 @@ from edge_agent.inputs import Source, Worker
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.session import SendPacket
 from examples.scrape import Scrape, scrape
+from shared.addresses import parse_address
 from shared.codec.codecs import get_codec
-from shared.codec.packet import Checksum, SampleEncoder
+from shared.codec.packet import SampleEncoder
 from shared.errors import InputError, LinkLostError, NeucodexError
 from shared.messages import Settings
-from shared.metrics import EdgeMetrics, parse_address
+from shared.metrics import EdgeMetrics
 from shared.model.bundle import Bundle
 from shared.tcp_info import WireCounter
 
@@ -138,7 +139,7 @@ class RecordedFeed:
                 get_codec(settings.codec, bundle.codecs),
                 bundle.spec.code_shape,
                 bundle.spec.timesteps,
-                Checksum(self._kit.config.checksum),
+                self._kit.config.check,
                 raw=send.raw,
             )
         frames = self._codes[send.timestep : send.timestep + send.steps]
@@ -243,7 +244,7 @@ async def fleet(
         worker=Worker("unused"),
         load=lambda part: load_engine(config, bundle, part),
     )
-    options = replace(kit.options(kit.settings()), checksum=Checksum(config.checksum))
+    options = replace(kit.options(kit.settings()), checksum=config.check)
     edges = [_edge(kit, options, wire, pace.head_seconds) for _ in range(level.edges)]
     for edge in edges:
         edge.start()
@@ -261,7 +262,7 @@ def _edge(kit: Kit, options: Options, wire: WireCounter, head_seconds: float) ->
         return RecordedFeed(kit, source, head_seconds)
 
     def connect() -> GrpcLink:
-        return GrpcLink(kit.config.cloud, kit.metrics, wire)
+        return GrpcLink(kit.config.cloud, kit.metrics, wire, kit.credentials)
 
     return EdgeLoop(kit.bundle, options, feed, connect, kit.metrics)
 

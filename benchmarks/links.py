@@ -30,8 +30,8 @@ import msgspec
 
 from benchmarks.emulator import Method, Profile, Started, Traffic, set_loopback_up
 from benchmarks.report import ROOT
+from shared.addresses import parse_address
 from shared.errors import ConfigError, LinkLostError
-from shared.metrics import parse_address
 
 __all__ = ["PROFILES", "Link", "Profile", "Traffic", "emulated", "enter_private_network"]
 

@@ -9,7 +9,8 @@ stand beside them.
 Wire bytes are those of the kernel (TCP_INFO): both directions, all headers and acknowledgements,
 no Ethernet; the opening of the stream is spread over 1,000 images. *8 in flight* means 8 images
 accepted by the device and not answered; the stream carries 3 of them, the most there may be, and
-the others wait for their turn. *Paced* is one image per second.
+the others wait for their turn. *Paced* is one image per second. Bytes are measured without TLS and
+with mutual TLS, where packets carry no check of their own; latencies without.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 
 from benchmarks.links import Link, Profile, emulated, enter_private_network
 from benchmarks.report import LOAD_CORE, SERVER_CORE, Result, figure, pin, run
+from cloud_server.certs import make_certificates
 from edge_agent.config import EdgeConfig
 from edge_agent.measure.inputs import Inputs
 from edge_agent.measure.instrument import choose_modes, measure
@@ -59,8 +61,22 @@ class Transport(NamedTuple):
     edge_changes: Mapping[str, Any]
 
 
-TRANSPORTS = {"without_tls": Transport((), {})}
-"""By name; wire bytes are measured with each."""
+def transports(folder: Path) -> dict[str, Transport]:
+    """Return them by name; wire bytes are measured with each.
+
+    Args:
+        folder: where certificates are made.
+    """
+    make_certificates(folder, ["cloud"], ["device"], days=1)
+    cloud = {"certificate": "server.pem", "key": "server.key", "client-ca": "ca.pem"}
+    flags = (f"--tls-{name}={folder / file}" for name, file in cloud.items())
+    edge = {"ca": "ca.pem", "certificate": "edge-device.pem", "key": "edge-device.key"}
+    changes = {f"tls_{name}": str(folder / file) for name, file in edge.items()}
+    return {
+        # The network between is this process's own.
+        "without_tls": Transport((), {"insecure": True}),
+        "mutual_tls": Transport(tuple(flags), changes | {"tls_server_name": "cloud"}),
+    }
 
 
 class Extent(NamedTuple):
@@ -117,12 +133,14 @@ def measure_all(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Resul
     """Measure latency over all round trips, then bytes over the goal's."""
     extent = QUICK if quick else FULL
     enter_private_network()
-    with _pair(bundle, TRANSPORTS["without_tls"]) as (config, link):
-        facts = link.facts
-        results = list(_latencies(config, bundle, link, extent))
-    for name, transport in TRANSPORTS.items():
-        with _pair(bundle, transport) as (config, _):
-            results += asyncio.run(_wire(config, bundle, name, extent))
+    with tempfile.TemporaryDirectory() as folder:
+        ways = transports(Path(folder))
+        with _pair(bundle, ways["without_tls"]) as (config, link):
+            facts = link.facts
+            results = list(_latencies(config, bundle, link, extent))
+        for name, transport in ways.items():
+            with _pair(bundle, transport) as (config, _):
+                results += asyncio.run(_wire(config, bundle, name, extent))
     settings = {
         "split": bundle.spec.bottleneck.split,
         "width": bundle.spec.width,

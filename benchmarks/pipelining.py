@@ -41,8 +41,9 @@ from edge_agent.inputs import Array
 from edge_agent.loop import EdgeLoop
 from edge_agent.policy import Choice, Conditions, Fixed, Limits, choices, expect
 from examples.pictures import load_pictures
+from shared.addresses import parse_address
 from shared.messages import ReplyMode
-from shared.metrics import EdgeMetrics, parse_address
+from shared.metrics import EdgeMetrics
 from shared.model.bundle import Bundle
 
 RATE_BITS_PER_SECOND = 20e6
@@ -136,7 +137,9 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         loops: dict[str, EdgeLoop[Any]] = {}
         for name, keys in ways.items():
-            config = EdgeConfig(bundle=str(bundle.path), cloud=address, metrics="", **keys)
+            config = EdgeConfig(
+                bundle=str(bundle.path), cloud=address, insecure=True, metrics="", **keys
+            )
             metrics = EdgeMetrics(CollectorRegistry(), model=bundle.manifest.name)
             loops[name] = build_loop(config, bundle, metrics)
             loops[name].start()

@@ -10,11 +10,20 @@ from shared.metrics import CloudMetrics, RejectReason, Rpc
 
 
 class AdmissionError(RefusedError):
-    """A stream is refused or ended by the server; ``reason`` gives status and metric label."""
+    """A stream is refused or ended by the server.
 
-    def __init__(self, reason: RejectReason, message: str) -> None:
+    Args:
+        reason: gives status and metric label.
+        message: what was expected and what came.
+        retry_after_seconds: when to ask again; None to say nothing about it.
+    """
+
+    def __init__(
+        self, reason: RejectReason, message: str, retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Admission:
@@ -22,11 +31,15 @@ class Admission:
 
     Args:
         max_streams: most streams at once, over all calls.
+        overload_retry_seconds: what one more is told to wait.
         metrics: the server's.
     """
 
-    def __init__(self, max_streams: int, metrics: CloudMetrics) -> None:
+    def __init__(
+        self, max_streams: int, overload_retry_seconds: float, metrics: CloudMetrics
+    ) -> None:
         self._max_streams = max_streams
+        self._overload_retry_seconds = overload_retry_seconds
         self._metrics = metrics
         self._streams = 0
         self._draining = False
@@ -59,6 +72,7 @@ class Admission:
             raise AdmissionError(
                 RejectReason.OVERLOAD,
                 f"expected at most {self._max_streams} streams at once, got another",
+                self._overload_retry_seconds,
             )
         self._streams += 1
         self._metrics.stream_opened(rpc)

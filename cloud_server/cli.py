@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,20 +15,31 @@ import grpc
 import grpc.aio
 import msgspec
 
+from cloud_server import certs, server
 from cloud_server import config as configuration
-from cloud_server import server
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
-from shared import logs, rpc
-from shared.errors import LinkLostError, NeucodexError
+from shared import logs, rpc, tokens
+from shared.credentials import ClientCredentials, ClientFiles, add_client_flags
+from shared.errors import ConfigError, LinkLostError, NeucodexError
 from shared.model.bundle import Bundle, Calibration, pick_alpha
+from shared.web import add_access_flags
 
 logger = logging.getLogger(__name__)
 
 DESCRIBE_SECONDS = 10.0
 FLAGS = (
     "listen",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "tokens_file",
+    "insecure",
     "metrics",
+    "metrics_certificate",
+    "metrics_key",
+    "metrics_client_ca",
+    "metrics_users",
     "bundles",
     "engine",
     "device",
@@ -59,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve models until SIGTERM"))
     _add_models(commands.add_parser("models", help="list models, of bundles or of a server"))
+    _add_token(commands.add_parser("token", help="make a token for an edge"))
+    _add_certs(commands.add_parser("certs", help="make certificates for a server and edges"))
     return parser
 
 
@@ -70,9 +84,26 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", metavar="ADDRESS", help="where edges connect: host:port (0: any) or unix:PATH"
     )
+    parser.add_argument("--tls-certificate", metavar="FILE", help="serve with TLS; PEM certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="its PEM private key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="let in only edges with a certificate; PEM certificates of who may have signed it",
+    )
+    parser.add_argument(
+        "--tokens-file", metavar="FILE", help="let in only edges with a token that is in it"
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_const",
+        const=True,
+        help="listen to others even without TLS, or without knowing who they are",
+    )
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
+    add_access_flags(parser)
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
@@ -93,6 +124,51 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     _add_bundles(parser)
     parser.add_argument("--server", metavar="ADDRESS", help="ask the server at this address")
+    add_client_flags(parser)
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a token and say it once, on standard output or into a file of its bearer's; the "
+        "server's file gets its hash alone."
+    )
+    parser.set_defaults(command=_token)
+    parser.add_argument("name", metavar="NAME", help="of the bearer: an edge, or who reads metrics")
+    parser.add_argument(
+        "--tokens-file", type=Path, metavar="FILE", help="add its line here (default: say it too)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a new file for the token (default: say it)"
+    )
+
+
+def _add_certs(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make an authority (once; its key stays in ca.key) and certificates that it signs, for "
+        "tests and small installations. Certificates that are there already are made anew."
+    )
+    parser.set_defaults(command=_certs)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
+    parser.add_argument(
+        "--server-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name or IP address of the server; may be given several times",
+    )
+    parser.add_argument(
+        "--edge", action="append", default=[], metavar="NAME", help="of an edge; several times"
+    )
+    parser.add_argument(
+        "--days", type=_days, default=365, help="how long they are valid (default: 365)"
+    )
+
+
+def _days(text: str) -> int:
+    days = int(text)
+    if not 1 <= days <= 36500:
+        raise argparse.ArgumentTypeError(f"expected 1 to 36500 days, got {days}")
+    return days
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -123,21 +199,55 @@ def _serve(arguments: argparse.Namespace) -> None:
     asyncio.run(server.run(config, arguments.ready_file))
 
 
+def _token(arguments: argparse.Namespace) -> None:
+    token = tokens.make_token()
+    line = tokens.token_line(arguments.name, token)
+    if arguments.out is None:
+        print(token)
+    else:
+        tokens.write_token(arguments.out, token)
+    if arguments.tokens_file is None:
+        print(line)
+    else:
+        tokens.add_line(arguments.tokens_file, line)
+
+
+def _certs(arguments: argparse.Namespace) -> None:
+    made = certs.make_certificates(
+        arguments.out, arguments.server_name, arguments.edge, arguments.days
+    )
+    for path in made:
+        print(f"{path}, key in {path.with_suffix('.key')}")
+
+
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.server is not None:
-        reply = asyncio.run(_describe(arguments.server))
+        reply = asyncio.run(_describe(arguments.server, _client(arguments)))
         _print_blocks(_served_block(model) for model in reply.models)
         return
     bundles = [Bundle(Path(path)) for path in _load(arguments).bundles]
     _print_blocks(_bundle_block(bundle) for bundle in bundles)
 
 
-async def _describe(address: str) -> pb.DescribeReply:
-    async with rpc.channel(address) as channel:
+def _client(arguments: argparse.Namespace) -> ClientCredentials:
+    """Return what to show to another server."""
+    names = (field.name for field in dataclasses.fields(ClientFiles))
+    files = ClientFiles(**{name: getattr(arguments, name) for name in names})
+    try:
+        files.check(arguments.server, insecure=bool(arguments.insecure))
+    except ValueError as error:
+        raise ConfigError(f"flag: {error}") from error
+    return files.read()
+
+
+async def _describe(address: str, credentials: ClientCredentials) -> pb.DescribeReply:
+    async with rpc.channel(address, credentials) as channel:
         stub = co_inference_pb2_grpc.CoInferenceStub(channel)  # type: ignore[no-untyped-call]
         try:
             reply: pb.DescribeReply = await stub.Describe(
-                pb.DescribeRequest(), timeout=DESCRIBE_SECONDS
+                pb.DescribeRequest(),
+                timeout=DESCRIBE_SECONDS,
+                metadata=rpc.metadata(credentials),
             )
         except grpc.aio.AioRpcError as error:
             raise LinkLostError(

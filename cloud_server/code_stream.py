@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from cloud_server.config import CloudConfig
+from cloud_server.limits import Visit
 from cloud_server.model_store import ServedPart
 from cloud_server.session import Action, Begin, Discard, Release, Step
 from cloud_server.stream import Stream
@@ -22,13 +23,16 @@ class CodeStream(Stream):
         open_: the edge's first word, its settings resolved.
         opened: what the edge was told.
         config: the server's.
+        visit: whose stream it is, and what they may take.
 
     Raises:
         ProtocolError: the settings exceed the limits.
     """
 
-    def __init__(self, part: ServedPart, open_: Open, opened: Opened, config: CloudConfig) -> None:
-        super().__init__(part, opened, open_.settings, config, want_logits=open_.want_logits)
+    def __init__(
+        self, part: ServedPart, open_: Open, opened: Opened, config: CloudConfig, visit: Visit
+    ) -> None:
+        super().__init__(part, opened, open_.settings, config, visit, want_logits=open_.want_logits)
         self._checksum = open_.checksum
         self._code_shape = part.bundle.spec.code_shape
         self._decoders: dict[int, SampleDecoder] = {}
@@ -52,7 +56,8 @@ class CodeStream(Stream):
             self.perform(self.session.settings(settings))
         for packet in message.packets:
             slot_free = self.part.scheduler.has_slot()
-            self.perform(self.session.packet(packet, slot_free=slot_free))
+            hold = self.visit.hold()
+            self.perform(self.session.packet(packet, slot_free=slot_free, hold=hold))
         for number in message.cancels:
             self.perform(self.session.cancel(number))
 

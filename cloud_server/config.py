@@ -9,11 +9,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shared import config as settings
+from shared.addresses import is_local
 from shared.codec.codecs import NAMES
+from shared.credentials import TlsFiles, check_pair, check_path
 from shared.energy.config import EnergyConfig
+from shared.web import Access
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
+File = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
 
@@ -22,8 +27,27 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     listen: str = "127.0.0.1:50051"
     """Where edges connect: ``host:port`` (0 picks a port) or ``unix:PATH``."""
+    tls_certificate: File | None = None
+    """PEM certificate, shown to edges: the server then speaks TLS alone."""
+    tls_key: File | None = None
+    """Its PEM private key."""
+    tls_client_ca: File | None = None
+    """PEM certificates of who may have signed the edges': no other edge can connect then."""
+    tokens_file: File | None = None
+    """File with the hashes of the tokens of which an edge has to show one."""
+    insecure: bool = False
+    """Whether others may reach ``listen`` without TLS, or without showing who they are."""
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
+    metrics_certificate: File | None = None
+    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
+    metrics_key: File | None = None
+    """Its PEM private key."""
+    metrics_client_ca: File | None = None
+    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
+    metrics_users: File | None = None
+    """File with the names, and the hashes of the tokens, of who may scrape (basic
+    authentication)."""
     bundles: tuple[str, ...] = ()
     """Directories of the model bundles to serve."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
@@ -40,6 +64,18 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest wait of an idle engine for a fuller batch."""
     max_streams: Count = 64
     """Streams at once, over all edges."""
+    overload_retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.0
+    """What a stream refused because there are too many is told to wait."""
+    edge_max_streams: Count | None = None
+    """Streams at once of one edge."""
+    edge_samples_per_second: Rate | None = None
+    """Samples that one edge may begin."""
+    edge_bytes_per_second: Rate | None = None
+    """Message bytes that one edge may send."""
+    stream_idle_seconds: Seconds | None = None
+    """A stream on which nothing comes for so long is ended."""
+    stream_life_seconds: Seconds | None = None
+    """A stream is ended, between two samples, at this age or up to a fifth before."""
     max_window: Steps = 16
     """Largest window W: timesteps of a sample in flight without their verdict."""
     max_steps_per_packet: Steps = 16
@@ -64,6 +100,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What is measured of the power drawn here, and how the energy model reckons."""
 
     def __post_init__(self) -> None:
+        _check_access(self)
+        self.metrics_access.check(self.metrics, insecure=self.insecure)
         unknown = [name for name in self.codecs if name not in NAMES]
         if unknown:
             raise ValueError(f"codecs: expected names of {', '.join(NAMES)}, got {unknown}")
@@ -71,6 +109,44 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"
             )
+
+    @property
+    def metrics_access(self) -> Access:
+        """Who may scrape."""
+        return Access(
+            certificate=self.metrics_certificate,
+            key=self.metrics_key,
+            client_ca=self.metrics_client_ca,
+            users=self.metrics_users,
+        )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files that TLS takes; None where edges connect without."""
+        if self.tls_certificate is None:
+            return None
+        names = self.tls_certificate, self.tls_key, self.tls_client_ca
+        return TlsFiles(*(None if name is None else Path(name) for name in names))
+
+
+def _check_access(config: CloudConfig) -> None:
+    """Check that nobody gets in unencrypted or unknown unless that was asked for."""
+    check_pair(config.tls_certificate, config.tls_key)
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ValueError("tls_certificate: expected one with tls_client_ca, got none")
+    check_path("tokens_file", config.tokens_file)
+    if config.insecure or is_local(config.listen):
+        return
+    if config.tls_certificate is None:
+        raise ValueError(
+            "tls_certificate: expected one where others than this machine can connect (or "
+            f"insecure, which lets them do so unencrypted), got none for {config.listen!r}"
+        )
+    if config.tls_client_ca is None and config.tokens_file is None:
+        raise ValueError(
+            "tls_client_ca: expected this or tokens_file, so that edges have to show who they are "
+            f"(or insecure, which lets in anybody), got neither for {config.listen!r}"
+        )
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> CloudConfig:

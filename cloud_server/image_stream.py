@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_server.config import CloudConfig
+from cloud_server.limits import Visit
 from cloud_server.model_store import ServedPart
 from cloud_server.session import Action, Begin, Release
 from cloud_server.stream import Stream
@@ -30,12 +31,18 @@ class ImageStream(Stream):
         opened: what the edge was told.
         settings: the edge's, resolved.
         config: the server's.
+        visit: whose stream it is, and what they may take.
     """
 
     def __init__(
-        self, part: ServedPart, opened: Opened, settings: Settings, config: CloudConfig
+        self,
+        part: ServedPart,
+        opened: Opened,
+        settings: Settings,
+        config: CloudConfig,
+        visit: Visit,
     ) -> None:
-        super().__init__(part, opened, settings, config)
+        super().__init__(part, opened, settings, config, visit)
         self._loading: dict[int, asyncio.Task[None]] = {}
 
     def receive(
@@ -67,7 +74,8 @@ class ImageStream(Stream):
             self._loading.pop(action.sample).cancel()
 
     def _begin(self, value: Input | InputError, arrived_seconds: float) -> None:
-        actions = self.session.whole_input(slot_free=self.part.scheduler.has_slot())
+        slot_free = self.part.scheduler.has_slot()
+        actions = self.session.whole_input(slot_free=slot_free, hold=self.visit.hold())
         self.perform(actions)
         for action in actions:
             if isinstance(action, Begin):

@@ -24,8 +24,9 @@ from shared import rpc
 from shared.energy.meter import Meter
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
-from shared.metrics import CloudMetrics, MetricsServer, serve
+from shared.metrics import CloudMetrics, serve
 from shared.tcp_info import WireCounter
+from shared.web import WebServer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class CloudServer:
         servicer: CoInference,
         store: ModelStore,
         meter: Meter,
-        metrics_server: MetricsServer | None,
+        metrics_server: WebServer | None,
     ) -> None:
         self.port = port
         self.address = _with_port(config.listen, port)
@@ -65,6 +66,7 @@ class CloudServer:
         self._meter = meter
         self._metrics_server = metrics_server
         self._health = health.aio.HealthServicer()
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to serve, health and reflection included."""
@@ -74,6 +76,7 @@ class CloudServer:
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._watching = asyncio.create_task(self._servicer.watch_streams())
 
     async def drain(self) -> None:
         """Report NOT_SERVING, let the samples under way finish, then stop."""
@@ -83,6 +86,8 @@ class CloudServer:
 
     async def stop(self) -> None:
         """Stop at once, cutting what is open."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._server.stop(None)
         await self._store.close()
         await asyncio.to_thread(self._meter.close)
@@ -94,7 +99,8 @@ async def create(config: CloudConfig) -> CloudServer:
     """Load the models and begin to serve.
 
     Raises:
-        ConfigError: no bundle, or an address that cannot be listened on.
+        ConfigError: no bundle, a file of a certificate that cannot be used, or an address that
+            cannot be listened on.
         BundleError: a bundle cannot be served.
         EngineError: the configured device cannot be used.
     """
@@ -106,12 +112,15 @@ async def create(config: CloudConfig) -> CloudServer:
     co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
         servicer, server
     )
-    bound = rpc.bind(server, config.listen)
+    pems = None if config.tls is None else config.tls.watched()
+    bound = rpc.bind(server, config.listen, pems)
     # A Unix socket has no port, but gRPC reports one.
     port = 0 if config.listen.startswith("unix:") else bound
     if port:
         metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
-    metrics_server = serve(registry, config.metrics) if config.metrics else None
+    metrics_server = (
+        serve(registry, config.metrics, config.metrics_access) if config.metrics else None
+    )
     meter = open_meter(config.energy)
     meter.start()
     metrics.watch_energy(meter)

@@ -7,9 +7,10 @@ the stream's outbox, so that reading never waits for writing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,9 +22,12 @@ from cloud_server import image_stream
 from cloud_server.admission import Admission, AdmissionError
 from cloud_server.code_stream import CodeStream, resolved
 from cloud_server.config import CloudConfig
+from cloud_server.identity import Identities
 from cloud_server.image_stream import Input
+from cloud_server.limits import EdgeLimits, Visit
 from cloud_server.model_store import Model, ModelStore
 from cloud_server.stream import Stream
+from cloud_server.warden import Warden
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
 from shared import rpc, wire
@@ -38,10 +42,15 @@ Kind = TypeVar("Kind", bound=Stream)
 
 ABORT_SECONDS = 1.0
 """Time for streams that are cut at the end of a drain to tell their edges."""
+HEAR_OUT_SECONDS = 1.0
+"""How long a stream that is refused has for its first message."""
 MAX_DETAILS = 1000
 """Characters of a status message; it travels in a header, whose size is limited."""
 _REFUSALS = {
     RejectReason.OVERLOAD: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RejectReason.EDGE_STREAMS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RejectReason.EDGE_BYTES: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RejectReason.AUTH: grpc.StatusCode.UNAUTHENTICATED,
     RejectReason.VERSION_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
     RejectReason.IDLE: grpc.StatusCode.DEADLINE_EXCEEDED,
     RejectReason.DRAINING: grpc.StatusCode.UNAVAILABLE,
@@ -61,7 +70,9 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self._store = store
         self._config = config
         self._metrics = metrics
-        self._admission = Admission(config.max_streams, metrics)
+        self._admission = Admission(config.max_streams, config.overload_retry_seconds, metrics)
+        self._identities = Identities(config.tokens_file)
+        self._limits = EdgeLimits(config, metrics)
         self._handlers: dict[Stream, asyncio.Task[Any]] = {}
 
     async def Infer(self, request_iterator: object, context: Context) -> None:
@@ -72,8 +83,12 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         """Serve one cloud-only session."""
         await self._serve(Rpc.IMAGE_STREAM, context, self._open_images, _receive_images)
 
-    async def Describe(self, request: pb.DescribeRequest, context: object) -> pb.DescribeReply:
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeReply:
         """Tell what is served, and the limits."""
+        try:
+            self._identities.of(context)
+        except AdmissionError as error:
+            await self._refuse(context, error)
         config = self._config
         return pb.DescribeReply(
             protocol_versions=[PROTOCOL_VERSION],
@@ -84,6 +99,10 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             max_samples_in_flight=config.max_samples_in_flight,
             max_streams=config.max_streams,
         )
+
+    async def watch_streams(self) -> None:
+        """End streams whose time is over, until cancelled."""
+        await Warden(self._config, self._identities, self._handlers, self._metrics).run()
 
     async def drain(self) -> None:
         """Refuse new streams, let those open finish their samples, cut what takes too long."""
@@ -104,13 +123,13 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self,
         rpc_: Rpc,
         context: Context,
-        open_: Callable[[Any, float], Awaitable[Kind]],
+        open_: Callable[[Any, float, Visit], Awaitable[Kind]],
         receive: Callable[[Kind, Any, float], None],
     ) -> None:
         """Serve one stream to its end; answer an error once its place and slots are free."""
         try:
-            with self._admission.stream(rpc_):
-                await self._converse(context, open_, receive)
+            async with self._place(rpc_, context) as visit:
+                await self._converse(context, visit, open_, receive)
             return
         except NeucodexError as error:
             refusal = error
@@ -119,25 +138,48 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             refusal = NeucodexError("internal error, see the server's log")
         await self._refuse(context, refusal)
 
+    @contextlib.asynccontextmanager
+    async def _place(self, rpc_: Rpc, context: Context) -> AsyncIterator[Visit]:
+        """Hold the stream's place, if who calls may have one.
+
+        Who is refused is heard out first: the client library calls a stream INTERNAL, whatever its
+        status, that ends while its first message is being written.
+        """
+        with contextlib.ExitStack() as place:
+            try:
+                edge = self._identities.of(context)
+                place.enter_context(self._admission.stream(rpc_))
+                visit = place.enter_context(self._limits.visit(edge))
+            except AdmissionError:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEAR_OUT_SECONDS):
+                        await context.read()
+                raise
+            logger.debug("%s: a stream of %s", context.peer(), edge.name)
+            yield visit
+
     async def _refuse(self, context: Context, error: NeucodexError) -> None:
-        status = rpc.status_of(error)
+        status, retry_after_seconds = rpc.status_of(error), None
         if isinstance(error, AdmissionError):
-            status = _REFUSALS[error.reason]
+            status, retry_after_seconds = _REFUSALS[error.reason], error.retry_after_seconds
             self._metrics.rejected(error.reason)
         elif isinstance(error, ProtocolError):
             self._metrics.rejected(RejectReason.PROTOCOL)
         self._metrics.error("stream", status.name)
         logger.info("%s: %s: %s", context.peer(), status.name, error)
-        await context.abort(status, str(error)[:MAX_DETAILS])
+        trailing = rpc.retry_pushback(retry_after_seconds)
+        await context.abort(status, str(error)[:MAX_DETAILS], trailing)
 
     async def _converse(
         self,
         context: Context,
-        open_: Callable[[Any, float], Awaitable[Kind]],
+        visit: Visit,
+        open_: Callable[[Any, float, Visit], Awaitable[Kind]],
         receive: Callable[[Kind, Any, float], None],
     ) -> None:
         first = await self._first(context)
-        stream = await open_(first, time.perf_counter())
+        visit.received(first.ByteSize())
+        stream = await open_(first, time.perf_counter(), visit)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("expected to run in a task")
@@ -169,7 +211,9 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             )
         return message
 
-    async def _open_codes(self, first: pb.EdgeMessage, arrived_seconds: float) -> CodeStream:
+    async def _open_codes(
+        self, first: pb.EdgeMessage, arrived_seconds: float, visit: Visit
+    ) -> CodeStream:
         message = wire.edge_message_from_proto(first)
         if message.open is None:
             raise ProtocolError("expected open in the first message, got none")
@@ -177,13 +221,13 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         settings = resolved(message.open.settings, model.tail.timesteps)
         opened = self._opened(model, message.open.samples_in_flight)
         stream = CodeStream(
-            model.tail, replace(message.open, settings=settings), opened, self._config
+            model.tail, replace(message.open, settings=settings), opened, self._config, visit
         )
         stream.guard(lambda: stream.receive(message, arrived_seconds))
         return stream
 
     async def _open_images(
-        self, first: pb.ImageMessage, arrived_seconds: float
+        self, first: pb.ImageMessage, arrived_seconds: float, visit: Visit
     ) -> image_stream.ImageStream:
         model = self._store.get(first.open.model_digest)
         opened = self._opened(model, first.open.samples_in_flight)
@@ -192,7 +236,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         settings = replace(sent, window=1, steps_per_packet=1, codec=opened.codecs[0])
         part = await model.whole()
         stream = image_stream.ImageStream(
-            part, opened, resolved(settings, part.timesteps), self._config
+            part, opened, resolved(settings, part.timesteps), self._config, visit
         )
         stream.guard(lambda: _take_in_images(stream, first, arrived_seconds))
         return stream
@@ -237,7 +281,9 @@ async def _read(
     try:
         while (message := await context.read()) is not grpc.aio.EOF:
             arrived_seconds = time.perf_counter()
-            stream.part.metrics.received(message.ByteSize())
+            size_bytes = message.ByteSize()
+            stream.part.metrics.received(size_bytes)
+            stream.visit.received(size_bytes)
             receive(stream, message, arrived_seconds)
         stream.half_closed()
     except Exception as error:

@@ -35,6 +35,17 @@ class Ending(Enum):
     DISCONNECTED = "disconnected"
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """Why no sample may begin now although there is a slot."""
+
+    reason: str
+    """For those who count."""
+    message: str
+    """For the edge."""
+    seconds: float
+    """When it may ask again."""
+
+
 class Begin(msgspec.Struct, frozen=True):
     """Take a state slot for the sample and make its decoder."""
 
@@ -62,6 +73,8 @@ class Send(msgspec.Struct, frozen=True):
     """Send a verdict or a failure."""
 
     message: Verdict | Failure
+    hold: Hold | None = None
+    """What a sample was refused for, if it was that."""
 
 
 class SendDraining(msgspec.Struct, frozen=True):
@@ -160,14 +173,20 @@ class CloudSession:
         self._settings = self.check(settings, self._opened)
         return []
 
-    def packet(self, packet: bytes, *, slot_free: bool) -> list[Action]:
-        """Take in one packet; ``slot_free`` says whether a new sample could have a slot."""
+    def packet(self, packet: bytes, *, slot_free: bool, hold: Hold | None = None) -> list[Action]:
+        """Take in one packet.
+
+        Args:
+            packet: as it came.
+            slot_free: whether a new sample could have a slot.
+            hold: what a new sample would be refused for all the same.
+        """
         try:
             header = parse_header(packet)
         except CodecError as error:
             raise ProtocolError(str(error)) from error
         if header.first:
-            return self._first(header.sample_mod4, header.steps, packet, slot_free)
+            return self._first(header.sample_mod4, header.steps, packet, slot_free, hold)
         number = self._youngest(header.sample_mod4)
         if number is None:
             raise ProtocolError(
@@ -184,7 +203,9 @@ class CloudSession:
         number = self._next - 1 - (self._next - 1 - residue) % 4
         return number if number >= 0 else None
 
-    def _first(self, residue: int, steps: int, packet: bytes, slot_free: bool) -> list[Action]:
+    def _first(
+        self, residue: int, steps: int, packet: bytes, slot_free: bool, hold: Hold | None
+    ) -> list[Action]:
         number = self._next
         if residue != number % 4:
             raise ProtocolError(
@@ -197,31 +218,36 @@ class CloudSession:
             raise ProtocolError(f"sample {number} began before sample {number - 4} had ended")
         # Before the sample begins: one that never began must not be released.
         self._check_steps(self._settings, steps)
-        actions = self._begin(steps, len(packet), slot_free)
+        actions = self._begin(steps, len(packet), slot_free, hold)
         sample = self._live.get(number)
         return actions if sample is None else actions + self._receive(number, sample, steps, packet)
 
-    def whole_input(self, *, slot_free: bool) -> list[Action]:
+    def whole_input(self, *, slot_free: bool, hold: Hold | None = None) -> list[Action]:
         """Take in the next sample's whole input: all its timesteps at once, each a packet's worth.
 
-        The window does not apply; ``slot_free`` says whether the sample could have a slot.
+        The window does not apply; the arguments are those of :meth:`packet`.
         """
         number = self._next
         if len(self._live) >= self._opened.samples_in_flight:
             raise ProtocolError(self._too_many())
-        actions = self._begin(0, 0, slot_free)
+        actions = self._begin(0, 0, slot_free, hold)
         sample = self._live.get(number)
         if sample is not None:
             sample.received = self._timesteps
             sample.ends.extend(range(self._timesteps))
         return actions
 
-    def _begin(self, steps: int, size_bytes: int, slot_free: bool) -> list[Action]:
-        """Begin the next sample, unless the stream is draining or there is no slot."""
+    def _begin(
+        self, steps: int, size_bytes: int, slot_free: bool, hold: Hold | None
+    ) -> list[Action]:
+        """Begin the next sample, unless the stream is draining, on hold, or there is no slot."""
         number = self._next
         self._next += 1
         if self._draining:
             return [Discard(steps, size_bytes)]
+        if hold is not None:
+            failure = Failure(number, SampleCode.NO_SLOT, hold.message, hold.seconds)
+            return [Discard(steps, size_bytes), Send(failure, hold)]
         if not slot_free:
             message = "all state slots are taken"
             failure = Failure(number, SampleCode.NO_SLOT, message, self._slot_retry_seconds)

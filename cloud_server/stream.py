@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from cloud_server.config import CloudConfig
+from cloud_server.limits import Visit
 from cloud_server.model_store import ServedPart
 from cloud_server.outbox import Outbox
 from cloud_server.scheduler import Judged
@@ -92,6 +93,7 @@ class Stream:
         opened: what the edge was told.
         settings: the edge's first settings, resolved.
         config: the server's.
+        visit: whose stream it is, and what they may take.
         want_logits: whether verdicts carry the mean logits.
 
     Attributes:
@@ -108,11 +110,13 @@ class Stream:
         opened: Opened,
         settings: Settings,
         config: CloudConfig,
+        visit: Visit,
         *,
         want_logits: bool = False,
     ) -> None:
         self.part = part
         self.config = config
+        self.visit = visit
         self.session = CloudSession(part.timesteps, opened, settings)
         self.outbox = Outbox()
         self.outbox.put(opened)
@@ -142,8 +146,11 @@ class Stream:
         match action:
             case Send():
                 self._send(action.message)
+                if action.hold is not None:
+                    self.visit.held_back(action.hold)
             case Begin(number, settings):
                 self._live[number] = LiveSample(self, number, settings)
+                self.visit.begun()
                 self._watch_time()
             case Release(number, ending):
                 self._live.pop(number).release()

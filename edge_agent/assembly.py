@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from edge_agent import feeds
@@ -19,15 +19,18 @@ from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.observer import Model, Observer
 from edge_agent.tuner import Here, Tuner, Wishes
+from shared.addresses import parse_address
 from shared.codec.packet import Checksum
+from shared.credentials import ClientCredentials
 from shared.energy.operations import load_model
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
-from shared.metrics import EdgeMetrics, Part, Placement, parse_address
+from shared.metrics import EdgeMetrics, Part, Placement
 from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
+from shared.watched import Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class Kit:
             operations=self.calibration.operations["head"],
             worker=self.worker,
             codecs=self.bundle.codecs,
-            checksum=Checksum(config.checksum) if is_remote else Checksum.NONE,
+            checksum=config.check if is_remote else Checksum.NONE,
             metrics=self.metrics,
         )
 
@@ -76,6 +79,11 @@ class Kit:
         graph = bundle.read(HEAD_OPERATIONS)
         engine = load_counting_engine(bundle, "head", graph, threads=config.threads)
         return feeds.Counting(engine, every)
+
+    @cached_property
+    def credentials(self) -> Watched[ClientCredentials]:
+        """What this device shows to the cloud and asks of it."""
+        return self.config.credentials.watched()
 
     def options(self, settings: Settings) -> Options:
         """Return the loop's options."""
@@ -111,11 +119,12 @@ class Kit:
         energy = load_model(config.energy)
         here = None
         if config.choose_local and fallback is not None:
-            here = Here(rehearse=fallback.rehearse, probing=partial(describing, config.cloud))
+            probing = partial(describing, config.cloud, self.credentials)
+            here = Here(rehearse=fallback.rehearse, probing=probing)
         wishes = Wishes(goal=config.goal, fixed=config.fixed, here=here)
         model = Model(
             exits=exit_shares(self.calibration, settings.alpha),
-            check_bytes=Checksum(config.checksum).size_bytes,
+            check_bytes=config.check.size_bytes,
             head_joules=energy.joules(operations["head"], 1),
             tail_joules=energy.joules(operations["tail"], 1),
         )
@@ -202,14 +211,14 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
         fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback"))
     options = replace(
         kit.options(settings),
-        checksum=Checksum(kit.config.checksum),
+        checksum=kit.config.check,
         tuner=kit.tuner(settings, fallback, wire_bytes),
     )
     return EdgeLoop(
         kit.bundle,
         options,
         partial(feeds.head_feeds, kit.head, kit.reader),
-        lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes),
+        lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
         None if fallback is None else fallback.finish,
     )
@@ -253,6 +262,6 @@ def _cloud_only(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.InputFeed]:
         kit.bundle,
         kit.options(settings),
         partial(feeds.input_feeds, timesteps),
-        lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes),
+        lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
     )

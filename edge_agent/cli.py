@@ -21,7 +21,9 @@ from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
 from edge_agent.measure import command
 from shared import logs
 from shared.config import rewrite
+from shared.credentials import add_client_flags
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
+from shared.web import add_access_flags
 
 if TYPE_CHECKING:
     from edge_agent.loop import EdgeLoop
@@ -72,6 +74,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
+    add_access_flags(parser)
     parser.add_argument("--log-level", help="debug, info, warning or error")
     parser.add_argument("--log-format", help="text or json")
     parser.add_argument(
@@ -126,7 +129,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory of a model bundle; may be given several times (default: the file's)",
     )
-    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_cloud(parser)
     _add_objective(parser)
     parser.add_argument(
         "--images",
@@ -148,7 +151,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(command=_measure)
     add_config(parser)
-    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_cloud(parser)
     command.add_images(parser, required=True)
     command.add_plan(parser)
     add_model(parser)
@@ -162,8 +165,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="DIR", help="directory of the model bundle")
 
 
-def _add_placement(parser: argparse.ArgumentParser) -> None:
+def add_cloud(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where the cloud is, and how to connect."""
     parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    add_client_flags(parser)
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    add_cloud(parser)
     parser.add_argument("--placement", help="co_inference, edge_only or cloud_only")
     parser.add_argument("--network", help="with edge_only: split or whole")
     parser.add_argument("--fallback", help="none or local")
@@ -205,7 +214,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "for (neucodex-cloud models lists them); or the name of one of its alpha lists",
     )
     parser.add_argument("--confidence", help="max_softmax, entropy or margin")
-    parser.add_argument("--checksum", help="none or crc16")
+    parser.add_argument("--checksum", help="none or crc16 (default: crc16 without TLS)")
     parser.add_argument("--codec", help="ctx, ctx-max, raw or zstd")
     parser.add_argument(
         "--deadline-seconds", type=float, metavar="SECONDS", help="a sample's time, then it fails"

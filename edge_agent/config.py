@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,19 @@ import msgspec
 
 from edge_agent.policy import Fixed, Goal, Objective
 from shared import config as settings
+from shared.addresses import is_local
 from shared.codec.codecs import NAMES
+from shared.codec.packet import Checksum
+from shared.credentials import ClientFiles
 from shared.energy.config import EnergyConfig
 from shared.messages import ReplyMode
+from shared.web import Access
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Alpha = Annotated[float, msgspec.Meta(ge=0, le=1)]
+File = Annotated[str, msgspec.Meta(min_length=1)]
 Address = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -40,6 +44,19 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Directory of the model bundle."""
     cloud: Address = "127.0.0.1:50051"
     """``host:port`` of the cloud server."""
+    tls_ca: File | None = None
+    """PEM certificates of who may have signed the cloud's, or ``default`` for the public
+    authorities; absent: no TLS."""
+    tls_certificate: File | None = None
+    """PEM certificate that this device shows to the cloud."""
+    tls_key: File | None = None
+    """Its PEM private key."""
+    tls_server_name: Address | None = None
+    """Name that the cloud's certificate must have; absent: the host in ``cloud``."""
+    token_file: File | None = None
+    """File with the token that this device shows to the cloud."""
+    insecure: bool = False
+    """Whether to do without TLS even if the cloud is not on this machine."""
     placement: Literal["co_inference", "edge_only", "cloud_only"] = "co_inference"
     """Where the network runs."""
     network: Literal["split", "whole"] = "split"
@@ -48,6 +65,15 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where applications connect: ``unix:PATH`` or ``127.0.0.1:PORT`` (0 picks a port)."""
     metrics: str = "127.0.0.1:9465"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
+    metrics_certificate: File | None = None
+    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
+    metrics_key: File | None = None
+    """Its PEM private key."""
+    metrics_client_ca: File | None = None
+    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
+    metrics_users: File | None = None
+    """File with the names, and the hashes of the tokens, of who may scrape (basic
+    authentication)."""
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""
     loss_budget: float | str | None = None
@@ -71,8 +97,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Whether the policy may also run samples wholly on this device."""
     samples_in_flight: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
     """S: samples begun and not ended."""
-    checksum: Literal["none", "crc16"] = "crc16"
-    """Whether every packet carries two bytes that guard its bits."""
+    checksum: Literal["none", "crc16"] | None = None
+    """Whether every packet carries two bytes that guard its bits; absent: ``none`` with TLS, which
+    guards them itself, else ``crc16``."""
     codec: str | None = None
     """Codec of the code; absent: the bundle's."""
     fallback: Literal["none", "local"] = "none"
@@ -101,6 +128,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Inputs that the daemon classifies by itself."""
 
     def __post_init__(self) -> None:
+        self.metrics_access.check(self.metrics, insecure=self.insecure)
+        if self.placement != "edge_only":
+            self.credentials.check(self.cloud, insecure=self.insecure)
         _check_steps(self)
         _check_policy(self)
         if self.alpha is not None and self.loss_budget is not None:
@@ -131,6 +161,33 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """The same without operations counted: for runs that are short, or timed."""
         energy = msgspec.structs.replace(self.energy, count_every=0)
         return msgspec.structs.replace(self, energy=energy)
+
+    @property
+    def credentials(self) -> ClientFiles:
+        """What this device shows to the cloud and asks of it."""
+        return ClientFiles(
+            tls_ca=self.tls_ca,
+            tls_certificate=self.tls_certificate,
+            tls_key=self.tls_key,
+            tls_server_name=self.tls_server_name,
+            token_file=self.token_file,
+        )
+
+    @property
+    def metrics_access(self) -> Access:
+        """Who may scrape."""
+        return Access(
+            certificate=self.metrics_certificate,
+            key=self.metrics_key,
+            client_ca=self.metrics_client_ca,
+            users=self.metrics_users,
+        )
+
+    @property
+    def check(self) -> Checksum:
+        """What guards the bits of a packet."""
+        encrypted = self.tls_ca is not None
+        return Checksum(self.checksum or ("none" if encrypted else "crc16"))
 
     @property
     def goal(self) -> Goal:
@@ -168,19 +225,6 @@ def _check_policy(config: EdgeConfig) -> None:
         raise ValueError(
             f"choose_local: expected fallback 'local' with it, got {config.fallback!r}"
         )
-
-
-def is_local(address: str) -> bool:
-    """Say whether only programs on this device can reach an address."""
-    if address.startswith("unix:"):
-        return len(address) > len("unix:")
-    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:

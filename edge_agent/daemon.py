@@ -97,7 +97,7 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         metrics.watch_energy(meter)
         metrics_address = ""
         if config.metrics:
-            endpoint = serve(registry, config.metrics)
+            endpoint = serve(registry, config.metrics, config.metrics_access)
             stack.push_async_callback(asyncio.to_thread, endpoint.close)
             metrics_address = f"{config.metrics.rpartition(':')[0]}:{endpoint.port}"
         server = LocalServer(LocalApi(loop, about, metrics), config.listen)

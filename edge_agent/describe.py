@@ -12,7 +12,9 @@ import grpc.aio
 
 from protos import co_inference_pb2 as pb
 from shared import rpc
+from shared.credentials import ClientCredentials
 from shared.errors import LinkLostError
+from shared.watched import Watched
 
 METHOD = "/neucodex.v1.CoInference/Describe"
 ANSWER_SECONDS = 5.0
@@ -25,10 +27,14 @@ class Describe:
     Args:
         channel: to the cloud.
         address: of the cloud, for messages.
+        credentials: shown to it.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, credentials: ClientCredentials
+    ) -> None:
         self._address = address
+        self._metadata = rpc.metadata(credentials)
         self._call: Any = channel.unary_unary(
             METHOD,
             request_serializer=pb.DescribeRequest.SerializeToString,
@@ -38,7 +44,9 @@ class Describe:
     async def reply(self) -> pb.DescribeReply:
         """Return what the cloud serves; LinkLostError where it does not answer."""
         try:
-            reply: pb.DescribeReply = await self._call(pb.DescribeRequest(), timeout=ANSWER_SECONDS)
+            reply: pb.DescribeReply = await self._call(
+                pb.DescribeRequest(), timeout=ANSWER_SECONDS, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             message = f"{self._address}: {error.code().name}: {error.details()}"
             raise LinkLostError(message) from error
@@ -52,7 +60,10 @@ class Describe:
 
 
 @contextlib.asynccontextmanager
-async def describing(address: str) -> AsyncIterator[Describe]:
+async def describing(
+    address: str, credentials: Watched[ClientCredentials]
+) -> AsyncIterator[Describe]:
     """Hold a connection for questions to the cloud at ``host:port``; made with the first one."""
-    async with rpc.channel(address) as channel:
-        yield Describe(channel, address)
+    shown = credentials.current()
+    async with rpc.channel(address, shown) as channel:
+        yield Describe(channel, address, shown)

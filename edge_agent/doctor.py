@@ -96,7 +96,11 @@ def _parts(config: EdgeConfig) -> Iterator[Any]:
 
 
 async def _check_cloud(config: EdgeConfig, bundle: Bundle | None) -> list[Check]:
-    async with describing(config.cloud) as describe:
+    try:
+        credentials = config.credentials.watched()
+    except ConfigError as error:
+        return [Check("credentials", False, str(error))]
+    async with describing(config.cloud, credentials) as describe:
         try:
             reply = await describe.reply()
             seconds = [await describe.round_trip() for _ in range(RTT_CALLS)]
@@ -104,6 +108,7 @@ async def _check_cloud(config: EdgeConfig, bundle: Bundle | None) -> list[Check]
             return [Check("cloud", False, str(error))]
     return [
         Check("cloud", True, f"{config.cloud}, version {reply.server_version}"),
+        Check("security", True, config.credentials.told),
         _check_version(reply),
         _check_digest(reply, bundle),
         Check("rtt", True, f"{median(seconds) * 1000:.2f} ms, median of {RTT_CALLS} calls"),

@@ -12,7 +12,16 @@ from shared.messages import CloudMessage, EdgeMessage, Open, Opened
 
 
 class CloudFullError(RefusedError):
-    """The cloud has no room for another stream now; asking again later may help."""
+    """The cloud has no room for another stream now.
+
+    Args:
+        message: what it said.
+        retry_after_seconds: how long it asks to be left alone.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class CloudLink(Protocol):

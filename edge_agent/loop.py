@@ -296,14 +296,16 @@ class EdgeLoop(Generic[F]):
             self._session.configure(self._tuner.opened(opened))
         log.info("stream open to %s", opened.model)
         self._link, self._trouble = link, None
-        self._reading = asyncio.create_task(self._read(link))
+        reading = self._reading = asyncio.create_task(self._read(link))
         try:
             self._carry_out(self._session.opened(opened))
-            await asyncio.wait({self._reading})
+            await asyncio.wait({reading})
         finally:
-            self._reading.cancel()
-        if not self._reading.cancelled():
-            self._reading.result()
+            reading.cancel()
+            # A task that was cancelled keeps where it was, and with it the connection.
+            self._reading = None
+        if not reading.cancelled():
+            reading.result()
 
     def _open_request(self) -> Open:
         return Open(

@@ -34,7 +34,7 @@ from edge_agent.policy import (
 )
 from edge_agent.survey import Measured, Surveyor, Upload, inputs_for
 from protos import co_inference_pb2 as pb
-from shared.codec.packet import MAX_TIMESTEPS, Checksum
+from shared.codec.packet import MAX_TIMESTEPS
 from shared.config import Value
 from shared.energy.operations import load_model
 from shared.errors import ConfigError, LinkLostError
@@ -110,7 +110,7 @@ async def make_plan(configs: Sequence[EdgeConfig], images: Path | None) -> Plan:
     # Whatever the daemon runs now: the way to run is what is to be found.
     configs = [replace(each, placement="co_inference", network="split") for each in configs]
     first, notes = configs[0], [] if images else ["inputs: made up (--images takes yours)"]
-    served = await _served(first.cloud, notes)
+    served = await _served(first, notes)
     measured: dict[str, Measured] = {}
     found: list[tuple[EdgeConfig, Bundle, _Way]] = []
     for config in configs:
@@ -138,9 +138,9 @@ async def make_plan(configs: Sequence[EdgeConfig], images: Path | None) -> Plan:
     )
 
 
-async def _served(address: str, notes: list[str]) -> dict[str, pb.Model]:
+async def _served(config: EdgeConfig, notes: list[str]) -> dict[str, pb.Model]:
     """Return what the cloud serves, by digest; nothing, and a note, where it does not answer."""
-    async with describing(address) as describe:
+    async with describing(config.cloud, config.credentials.watched()) as describe:
         try:
             reply = await describe.reply()
         except LinkLostError as error:
@@ -170,7 +170,7 @@ def _ways(config: EdgeConfig, bundle: Bundle, measured: Measured) -> Iterator[_W
         service_seconds=measured.service_seconds or 0.0,
         transport_seconds=measured.transport_seconds or 0.0,
         payload_bytes=measured.payload_bytes or 0.0,
-        check_bytes=Checksum(config.checksum).size_bytes,
+        check_bytes=config.check.size_bytes,
         link_bytes_per_second=measured.link_bytes_per_second,
         head_joules=joules["head"],
         tail_joules=joules["tail"],

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from importlib import metadata
-from threading import Thread
 from typing import Any, Protocol, TypeVar
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -31,14 +29,16 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from shared import web
 from shared.codec import native
 from shared.energy.meter import Component, Meter, Source
 from shared.energy.operations import EnergyModel, ModelSource, default_model
-from shared.errors import ConfigError, SampleCode, SensorReason
+from shared.errors import SampleCode, SensorReason
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
 from shared.tcp_info import Totals
+from shared.web import WebServer
 
 NAMESPACE = "neucodex"
 OTHER = "other"
@@ -230,6 +230,10 @@ class RejectReason(StrEnum):
     """Why the cloud refused a request."""
 
     OVERLOAD = "overload"
+    EDGE_STREAMS = "edge_streams"
+    """One edge: more streams than it may have; so are the next two."""
+    EDGE_SAMPLES = "edge_samples"
+    EDGE_BYTES = "edge_bytes"
     AUTH = "auth"
     VERSION_MISMATCH = "version_mismatch"
     BAD_PAYLOAD = "bad_payload"
@@ -575,6 +579,9 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
         Counter, "Serialised protobuf messages.", {**_MODEL, "direction": Direction}
     ),
     "cloud_streams": Family(Gauge, "Open streams.", {"rpc": Rpc}),
+    "cloud_stream_rotations_total": Family(
+        Counter, "Streams ended between two samples because of their age."
+    ),
     "cloud_samples_total": Family(Counter, "Samples ended.", {**_MODEL, "reason": SampleEnd}),
     "cloud_slots_in_use": Family(Gauge, "Samples that hold membrane state.", _MODEL),
     "cloud_slots_limit": Family(Gauge, "Samples that can hold membrane state.", _MODEL),
@@ -1082,6 +1089,10 @@ class CloudMetrics(_SideMetrics):
         """A stream ended."""
         self._families.gauge("cloud_streams", rpc).dec()
 
+    def stream_rotated(self) -> None:
+        """A stream is ended because of its age."""
+        self._families.count("cloud_stream_rotations_total")
+
     def sample_ended(self, model: str, reason: SampleEnd) -> None:
         """A sample ended, answered or not."""
         self._families.count("cloud_samples_total", model, reason)
@@ -1119,51 +1130,20 @@ class CloudMetrics(_SideMetrics):
         self._families.count("cloud_rejected_total", reason)
 
 
-class MetricsServer:
-    """A running ``/metrics`` endpoint.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
-        self._server = server
-        self._thread = thread
-        self.port = server.server_port
-
-    def close(self) -> None:
-        """Stop listening and free the port; harmless when called again."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def serve(registry: CollectorRegistry, address: str) -> MetricsServer:
+def serve(registry: CollectorRegistry, address: str, access: web.Access = web.ANYBODY) -> WebServer:
     """Serve a registry, and figures of this process, over HTTP.
 
     Args:
         registry: what to serve; process figures (``process_*``) are added to it.
         address: ``host:port``, ``[host]:port`` for IPv6; port 0 takes a free one.
+        access: who may read.
 
     Raises:
-        ConfigError: the address is malformed or cannot be listened on.
+        ConfigError: the address is malformed or cannot be listened on, or a file cannot be used.
     """
-    host, port = parse_address(address)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise ConfigError(f"metrics address {address}: cannot listen: {error}") from error
+    server = web.serve(make_wsgi_app(registry), address, access)
     ProcessCollector(registry=registry)
-    return MetricsServer(server, thread)
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Split ``host:port``; ConfigError where it is not of that form."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"expected an address of the form host:port, got {address!r}")
-    return host, int(port)
+    return server
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""gRPC as both sides use it: options, channels, servers and status codes; the only such module.
+"""gRPC as both sides use it: options, credentials, status codes; the only such module in here.
 
 Measured behind the options: keepalive alone does not notice a dead peer, it takes
 ``ping_timeout_ms`` besides; bandwidth probing costs about 28 bytes per message each way on a
@@ -7,12 +7,14 @@ paced stream of small messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from shared.credentials import OPEN, ClientCredentials, Pems
 from shared.errors import (
     BundleError,
     ConfigError,
@@ -24,9 +26,12 @@ from shared.errors import (
     SampleCode,
     SampleError,
 )
+from shared.watched import Watched
 
 Options = Sequence[tuple[str, Any]]
 
+AUTHORIZATION = "authorization"
+BEARER = "Bearer "
 KEEPALIVE_SECONDS = 20.0
 PING_TIMEOUT_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 33 << 20
@@ -49,6 +54,10 @@ REFUSED_CODES = frozenset(
     }
 )
 """The server is there and said no."""
+
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata with which a server says when to ask again (gRPC proposal A6)."""
+MAX_PUSHBACK_SECONDS = 3600.0
 
 _STATUS = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,6 +84,19 @@ def status_of(error: NeucodexError) -> grpc.StatusCode:
         if isinstance(error, kind):
             return status
     return grpc.StatusCode.INTERNAL
+
+
+def retry_pushback(seconds: float | None) -> tuple[tuple[str, str], ...]:
+    """Return the trailing metadata that ask a client to wait so long; none for None."""
+    return () if seconds is None else ((RETRY_PUSHBACK, str(round(seconds * 1000))),)
+
+
+def pushback_seconds(metadata: Iterable[tuple[str, str | bytes]]) -> float:
+    """Return how long a server asks to wait; 0 where it says nothing, or nothing sensible."""
+    asked = dict(metadata).get(RETRY_PUSHBACK, "")
+    if not isinstance(asked, str) or re.fullmatch("[0-9]{1,10}", asked) is None:
+        return 0.0
+    return min(int(asked) / 1000, MAX_PUSHBACK_SECONDS)
 
 
 def common_options() -> Options:
@@ -117,9 +139,33 @@ def channel_options() -> Options:
     ]
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """Return an insecure channel to ``host:port`` or ``unix:PATH``."""
-    return grpc.aio.insecure_channel(address, options=list(channel_options()))
+def channel(address: str, credentials: ClientCredentials = OPEN) -> grpc.aio.Channel:
+    """Return a channel to ``host:port`` or ``unix:PATH``; a token goes with :func:`metadata`."""
+    options, pems = list(channel_options()), credentials.pems
+    if pems is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if credentials.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", credentials.server_name))
+    secured = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.certificate)
+    return grpc.aio.secure_channel(address, secured, options=options)
+
+
+def metadata(credentials: ClientCredentials) -> tuple[tuple[str, str], ...]:
+    """Return what every call of a client carries.
+
+    The token is plain metadata: gRPC's own call credentials want TLS, which a proxy may have ended.
+    """
+    if credentials.token is None:
+        return ()
+    return ((AUTHORIZATION, f"{BEARER}{credentials.token}"),)
+
+
+def token_of(context: Any) -> str | None:
+    """Return the token that came with a call, if one did."""
+    for key, value in context.invocation_metadata() or ():
+        if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
+            return value.removeprefix(BEARER)
+    return None
 
 
 def server() -> grpc.aio.Server:
@@ -127,14 +173,23 @@ def server() -> grpc.aio.Server:
     return grpc.aio.server(options=list(server_options()))
 
 
-def bind(target: grpc.aio.Server, address: str) -> int:
+def bind(target: grpc.aio.Server, address: str, pems: Watched[Pems] | None = None) -> int:
     """Bind a server to ``host:port`` (0 picks a port) or ``unix:PATH`` and return the port.
+
+    Args:
+        target: the server.
+        address: where it is to listen.
+        pems: its certificate and key, and the authorities whose clients alone may connect; None
+            for a server without TLS.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
     try:
-        port = target.add_insecure_port(address)
+        if pems is None:
+            port = target.add_insecure_port(address)
+        else:
+            port = target.add_secure_port(address, _server_credentials(pems))
     except RuntimeError as error:
         raise ConfigError(f"expected an address that can be bound, got {address!r}: {error}") from (
             error
@@ -142,3 +197,25 @@ def bind(target: grpc.aio.Server, address: str) -> int:
     if port == 0 and not address.startswith("unix:"):
         raise ConfigError(f"expected an address that can be bound, got {address!r}")
     return port
+
+
+def _server_credentials(pems: Watched[Pems]) -> grpc.ServerCredentials:
+    """Return credentials that every new connection meets as the files then are."""
+    used = pems.current()
+
+    def changed() -> Any:  # The stubs leave out the None for no change.
+        # On a thread of gRPC's.
+        nonlocal used
+        now = pems.current()
+        if now is used:
+            return None
+        used = now
+        return _certificates(now)
+
+    return grpc.dynamic_ssl_server_credentials(_certificates(used), changed, used.ca is not None)
+
+
+def _certificates(pems: Pems) -> grpc.ServerCertificateConfiguration:
+    if pems.key is None or pems.certificate is None:
+        raise ValueError("expected a certificate and its key")
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.ca)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -28,3 +31,54 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from training.untrained import make_untrained_bundle
 
     return make_untrained_bundle(tmp_path_factory.mktemp("bundles") / "tiny", TINY_SPEC)
+
+
+class Certificates:
+    """Certificates in a folder: ``ca``, ``server`` for this machine, ``edge-one``, ``edge-two``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> str:
+        """Return a file's path."""
+        return str(self.folder / name)
+
+    def server(self, *, mutual: bool = False) -> dict[str, str]:
+        """Return the cloud's configuration keys."""
+        keys = {"tls_certificate": self.path("server.pem"), "tls_key": self.path("server.key")}
+        return keys | ({"tls_client_ca": self.path("ca.pem")} if mutual else {})
+
+    def edge(self, name: str | None = None) -> dict[str, str]:
+        """Return an edge's configuration keys, with a certificate of that name."""
+        keys = {"tls_ca": self.path("ca.pem")}
+        if name is None:
+            return keys
+        certificate, key = self.path(f"edge-{name}.pem"), self.path(f"edge-{name}.key")
+        return keys | {"tls_certificate": certificate, "tls_key": key}
+
+    def renew(self) -> None:
+        """Replace everything by that of another authority."""
+        from cloud_server.certs import make_certificates
+
+        for path in self.folder.iterdir():
+            path.unlink()
+        make_certificates(self.folder, ["localhost", "127.0.0.1"], ["one", "two"], 30)
+
+
+@pytest.fixture
+def make_certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Certificates]:
+    """Make certificates, of a new authority each time."""
+    pytest.importorskip("cryptography", reason="makes certificates")
+
+    def make() -> Certificates:
+        certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+        certificates.renew()
+        return certificates
+
+    return make
+
+
+@pytest.fixture
+def certificates(make_certificates: Callable[[], Certificates]) -> Certificates:
+    """Certificates of one authority."""
+    return make_certificates()

@@ -13,16 +13,20 @@
 
 The **digest** is the SHA-256 of the canonical manifest (:func:`canonical`); it names the network,
 and both sides of a stream must hold the same. A device may hold only some of the files: a bundle
-without its tail is valid under the same digest. No file is ever unpickled or executed.
+without its tail is valid under the same digest. No file is ever unpickled or executed, none
+outside the directory is read, and sizes are checked before anything is allocated for them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import stat
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 
@@ -42,9 +46,16 @@ HEAD_OPERATIONS = "head_operations.onnx"
 MAX_FILE_BYTES = 1 << 30
 """A bundle file larger than this is refused unread."""
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$")]
-Dims = tuple[int, ...]
+MAX_MANIFEST_BYTES = 4 << 20
+"""So is a manifest."""
+MAX_STATE_VALUES = 1 << 26
+"""Most membrane potentials of one sample in one part: 256 MiB, once per slot."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+\Z")]
+Dims = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=1, le=1 << 26)], ...], msgspec.Meta(max_length=8)
+]
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,7 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything that names a network; its canonical form gives the digest."""
 
     format: Literal[1]
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
     version: str
     spec: NetworkSpec
     preprocessing: Preprocessing
@@ -110,6 +121,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"expected {part} to map {borders[part]}, got {found}")
             if shapes(described.states) != shapes(described.next_states):
                 raise ValueError(f"expected {part} to hand on states of the shapes it reads")
+            values = sum(math.prod(shape) for shape in shapes(described.states))
+            if values > MAX_STATE_VALUES:
+                raise ValueError(
+                    f"expected at most {MAX_STATE_VALUES} membrane potentials in {part}, "
+                    f"got {values}"
+                )
 
 
 def shapes(tensors: tuple[TensorSpec, ...]) -> tuple[Dims, ...]:
@@ -187,6 +204,26 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fitting_images: int
     """Number of other held-out images, behind the temperature and how the alphas of the timesteps
     are to one another."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Check that it fits the network; ValueError if not."""
+        timesteps = manifest.spec.timesteps
+        for name, values in self.alpha.items():
+            if len(values) != timesteps - 1 or not all(0 <= value <= 1 for value in values):
+                raise ValueError(
+                    f"expected {timesteps - 1} numbers of 0 to 1 for alpha {name}, got {values}"
+                )
+        if self.default_alpha not in self.alpha:
+            raise ValueError(
+                f"expected a default_alpha of {', '.join(self.alpha)}, got {self.default_alpha!r}"
+            )
+        tests = {name: test.exit_distribution for name, test in self.tests.items()}
+        for name, shares in ({self.default_alpha: self.exit_distribution} | tests).items():
+            if len(shares) != timesteps or min(shares) < 0:
+                raise ValueError(f"expected {timesteps} shares of exits of {name}, got {shares}")
+        missing = {"head", "tail", *manifest.parts} - self.operations.keys()
+        if missing:
+            raise ValueError(f"expected operations of {', '.join(sorted(missing))}, got none")
 
 
 def alpha_names(budget_points: float) -> tuple[str, str]:
@@ -297,21 +334,41 @@ class Bundle:
         return codecs_with(tables)
 
     def calibration(self) -> Calibration:
-        """Return the calibration; BundleError if absent or malformed."""
+        """Return the calibration; BundleError if absent, malformed or another network's."""
         try:
-            return msgspec.json.decode(self.read(CALIBRATION), type=Calibration)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            found = msgspec.json.decode(self.read(CALIBRATION), type=Calibration)
+            found.check(self.manifest)
+        except (msgspec.DecodeError, ValueError) as error:
             raise BundleError(f"{self.path / CALIBRATION}: {error}") from error
+        return found
 
     def _read_bytes(self, name: str) -> bytes:
-        path = self.path / name
+        path, most_bytes = self.path / name, MAX_FILE_BYTES
+        if name == MANIFEST:
+            most_bytes = MAX_MANIFEST_BYTES
         try:
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise BundleError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
-            return path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path}: {error.strerror}") from error
+            if path.resolve().parent != self.path.resolve():
+                raise BundleError(f"{path}: expected a file of the bundle, got a link out of it")
+            # A pipe must not keep us waiting until it is known to be none.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                return _read_regular(file, most_bytes)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise BundleError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+
+def _read_regular(file: BinaryIO, most_bytes: int) -> bytes:
+    """Return the content of an open file; ValueError where it is too large or no such thing."""
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("expected a regular file")
+    if found.st_size > most_bytes:
+        raise ValueError(f"expected at most {most_bytes} bytes, got {found.st_size}")
+    content = file.read(found.st_size + 1)
+    if len(content) != found.st_size:
+        raise ValueError(f"expected {found.st_size} bytes, it changed while it was read")
+    return content
 
 
 def canonical(manifest: Manifest) -> bytes:

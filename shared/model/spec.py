@@ -16,6 +16,11 @@ from shared.model.layers import ImportedBackbone
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Channels = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 
+MAX_INPUT_VALUES = 1 << 25
+"""Most numbers of one timestep's input."""
+MAX_CODE_BITS = 1 << 22
+"""Most bits of one timestep's code."""
+
 SPLIT_POINTS = {
     "resnet18": ("stem", "layer1", "layer2", "layer3", "layer4"),
     "vgg16": ("block1", "block2", "block3", "block4", "block5"),
@@ -62,13 +67,17 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     input_kind: Literal["static", "events"] = "static"
     """``static``: one image, the same at every timestep (direct encoding); ``events``: a frame
     per timestep."""
-    classes: Annotated[int, msgspec.Meta(ge=2)]
+    classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)]
     timesteps: Annotated[int, msgspec.Meta(ge=1, le=255)] = 4
     """T, the most timesteps spent on one sample."""
     neuron: NeuronSpec = NeuronSpec()
     bottleneck: BottleneckSpec
 
     def __post_init__(self) -> None:
+        if math.prod(self.input_shape) > MAX_INPUT_VALUES:
+            raise ValueError(
+                f"expected an input of at most {MAX_INPUT_VALUES} numbers, got {self.input_shape}"
+            )
         if self.bottleneck.split not in self.split_points:
             raise ValueError(
                 f"expected split to be one of {', '.join(self.split_points)} for "
@@ -81,6 +90,11 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"expected a bottleneck stride that divides the {height}x{width} features of "
                 f"{self.bottleneck.split}, got {self.bottleneck.stride}"
+            )
+        if not 1 <= self.code_bits <= MAX_CODE_BITS:
+            raise ValueError(
+                f"expected a code of 1 to {MAX_CODE_BITS} bits, got {self.code_bits}: "
+                f"{self.code_shape}"
             )
 
     @property

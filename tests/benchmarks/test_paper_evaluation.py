@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.paper_evaluation import crossing, paced
+from benchmarks.paper_evaluation import crossing, paced, transports
+from cloud_server.config import load
+from edge_agent.config import EdgeConfig
 from edge_agent.measure.run import Drive, Outcome, in_flight
 from shared.errors import ConfigError
 
@@ -57,3 +60,18 @@ async def test_a_pace_is_kept() -> None:
     assert most == 1
     assert [int(str(outcome)) for outcome in outcomes] == list(range(5))
     assert all(later - began[0] >= 0.05 * number for number, later in enumerate(began))
+
+
+def test_every_transport_is_one_that_both_sides_take(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="makes certificates")
+    found = transports(tmp_path)
+    assert set(found) == {"without_tls", "mutual_tls"}
+    for name, transport in found.items():
+        flags = dict(flag.removeprefix("--").split("=") for flag in transport.cloud_flags)
+        keys = {key.replace("-", "_"): value for key, value in flags.items()}
+        cloud = load(None, {"listen": "127.0.0.1:0"} | keys)
+        edge = EdgeConfig(bundle="b", cloud="192.0.2.1:1", **transport.edge_changes)
+        assert (cloud.tls is not None) == (edge.tls_ca is not None) == (name == "mutual_tls")
+        if cloud.tls is not None:
+            assert cloud.tls.read().ca is not None
+        edge.credentials.read()

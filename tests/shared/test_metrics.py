@@ -36,7 +36,6 @@ from shared.metrics import (
     RetryReason,
     Rpc,
     SampleEnd,
-    parse_address,
     serve,
 )
 from shared.model.bundle import Operations
@@ -442,14 +441,3 @@ def test_a_port_in_use_is_a_config_error(registry: CollectorRegistry) -> None:
             serve(CollectorRegistry(), f"127.0.0.1:{server.port}")
     finally:
         server.close()
-
-
-def test_addresses() -> None:
-    assert parse_address("127.0.0.1:9100") == ("127.0.0.1", 9100)
-    assert parse_address("[::1]:0") == ("::1", 0)
-
-
-@pytest.mark.parametrize("address", ["", "9100", ":9100", "host:", "host:http", "host:65536"])
-def test_a_bad_address_is_a_config_error(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected an address of the form host:port"):
-        parse_address(address)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -238,6 +239,108 @@ def test_a_malformed_calibration_is_refused(copy: Path) -> None:
 
     with pytest.raises(BundleError, match=CALIBRATION):
         Bundle(copy).calibration()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"alpha": {"full": [1, 1]}}, "expected 3 numbers of 0 to 1 for alpha full"),
+        ({"alpha": {"full": [1, 1, 1.5]}}, "expected 3 numbers of 0 to 1 for alpha full"),
+        ({"default_alpha": "none"}, "expected a default_alpha of full"),
+        ({"exit_distribution": [0.5, 0.5]}, "expected 4 shares of exits"),
+        ({"exit_distribution": [2, 0, 0, -1]}, "expected 4 shares of exits"),
+        ({"operations": {}}, "expected operations of head, tail, whole"),
+        ({"temperature": 0}, "temperature"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_calibration_of_another_network_is_refused(
+    copy: Path, changes: dict[str, object], complaint: str
+) -> None:
+    content = msgspec.json.decode((copy / CALIBRATION).read_bytes()) | changes
+    rewrite(copy, CALIBRATION, msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match=complaint):
+        Bundle(copy).calibration()
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, CALIBRATION, "head.onnx"])
+def test_a_link_out_of_the_bundle_is_not_followed(copy: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    (copy / name).rename(outside)
+    (copy / name).symlink_to(outside)
+
+    with pytest.raises(BundleError, match="expected a file of the bundle, got a link out of it"):
+        Bundle(copy).read(name)
+
+
+def test_links_within_the_bundle_and_to_it_are_followed(copy: Path, tmp_path: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "other")
+    (copy / WEIGHTS).symlink_to("other")
+    (tmp_path / "link").symlink_to(copy)
+
+    assert Bundle(tmp_path / "link").read(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_what_is_no_file_is_refused_and_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BundleError, match="expected a regular file"):
+        Bundle(copy).read(name)
+    (copy / name).unlink()
+    (copy / name).symlink_to(name)
+    with pytest.raises(BundleError, match=f"{name}: "):
+        Bundle(copy).read(name)
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(BundleError, match=f"{name}: "):
+        Bundle(copy).read(name)
+
+
+def test_an_oversized_manifest_is_refused_unread(copy: Path) -> None:
+    with (copy / MANIFEST).open("r+b") as file:
+        file.truncate(bundle_module.MAX_MANIFEST_BYTES + 1)
+
+    with pytest.raises(BundleError, match="expected at most 4194304 bytes, got 4194305"):
+        Bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("spec", "input_shape"), [3, 1 << 20, 1 << 20], "an input of at most"),
+        (("spec", "input_shape"), [3, 1, 1 << 23], "a code of 1 to|stride that divides"),
+        (("spec", "classes"), 1 << 30, "classes"),
+        (("spec", "timesteps"), 1 << 30, "timesteps"),
+        (("parts", "tail", "states", 0, "shape"), [1 << 40], "shape"),
+        (("parts", "tail", "states", 0, "shape"), [0], "shape"),
+        (("parts", "tail", "states", 0, "shape"), [1] * 9, "shape"),
+        (("files",), {"head.onnx\n": "0" * 64}, "files"),
+        (("files",), {"head.onnx": "0" * 64 + "\n"}, "files"),
+    ],
+)
+def test_sizes_and_names_beyond_reason_are_refused(
+    copy: Path, path: tuple[str | int, ...], value: object, complaint: str
+) -> None:
+    content = inner = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match=complaint):
+        Bundle(copy)
+
+
+def test_a_state_too_large_for_any_machine_is_refused(copy: Path) -> None:
+    content = msgspec.json.decode((copy / MANIFEST).read_bytes())
+    for states in ("states", "next_states"):
+        content["parts"]["tail"][states][0]["shape"] = [1 << 20, 1 << 10]
+    (copy / MANIFEST).write_bytes(msgspec.json.encode(content))
+
+    with pytest.raises(BundleError, match="at most 67108864 membrane potentials in tail"):
+        Bundle(copy)
 
 
 def exits(*distribution: float) -> BudgetTest:
