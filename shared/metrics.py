@@ -193,6 +193,28 @@ class ConnectionState(StrEnum):
     SHUTDOWN = "shutdown"
 
 
+class BreakerState(StrEnum):
+    """What the edge thinks of the cloud."""
+
+    CLOSED = "closed"
+    """It answers, or has not failed often enough."""
+    OPEN = "open"
+    """It is left alone."""
+    PROBING = "probing"
+    """One attempt is under way."""
+
+
+class QueuePolicy(StrEnum):
+    """What becomes of one sample more when the edge's queue is full."""
+
+    REFUSE = "refuse"
+    """Its caller is told so."""
+    BLOCK = "block"
+    """Its caller waits."""
+    DROP_OLDEST = "drop_oldest"
+    """The sample that has waited longest makes room."""
+
+
 class Mode(StrEnum):
     """How samples are run: the reply mode, or no link at all."""
 
@@ -504,6 +526,19 @@ EDGE_FAMILIES: Mapping[str, Family] = {
         Counter, "Inputs that were not inferred.", {"reason": DropReason}
     ),
     "edge_queue_depth": Family(Gauge, "Samples waiting on the edge."),
+    "edge_queue_full_total": Family(
+        Counter,
+        "Samples that found the queue full, by what was done about it.",
+        {"policy": QueuePolicy},
+    ),
+    "edge_replay_deviations_total": Family(
+        Counter,
+        "Verdicts on samples sent again that differ from those before: in class, or by 1e-4 or "
+        "more in confidence.",
+    ),
+    "edge_breaker_state": Family(
+        Gauge, "1 for what is thought of the cloud now.", {"state": BreakerState}
+    ),
     "edge_connection_state": Family(
         Gauge, "1 for the present state of the link to the cloud.", {"state": ConnectionState}
     ),
@@ -882,6 +917,19 @@ class EdgeMetrics(_SideMetrics):
     def queue_depth(self, samples: int) -> None:
         """So many samples wait now."""
         self._families.gauge("edge_queue_depth").set(samples)
+
+    def queue_full(self, policy: QueuePolicy) -> None:
+        """A sample found the queue full."""
+        self._families.count("edge_queue_full_total", policy)
+
+    def replay_deviated(self) -> None:
+        """A verdict on a sample sent again differs from the one before."""
+        self._families.count("edge_replay_deviations_total")
+
+    def breaker(self, state: BreakerState) -> None:
+        """The cloud is now thought of like this."""
+        for each in BreakerState:
+            self._families.gauge("edge_breaker_state", each).set(each == state)
 
     def connection(self, state: ConnectionState) -> None:
         """The link to the cloud is now in ``state``."""

@@ -263,6 +263,8 @@ def test_every_key_but_a_few_has_a_flag(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = capsys.readouterr().out
-    without = {"queue_limit", "reconnect_min_seconds", "reconnect_max_seconds", "source"}
+    patience = {"timestep_deadline_seconds", "reconnect_min_seconds", "reconnect_max_seconds"}
+    breaker = {"breaker_failures", "breaker_probe_seconds"}
+    without = {"queue_limit", "queue_policy", "source", *patience, *breaker}
     for key in set(EdgeConfig.__struct_fields__) - without:
         assert f"--{key.replace('_', '-')}" in text
