@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cloud_server.admission import AdmissionError
@@ -110,6 +111,8 @@ class Model:
             metrics=metrics,
             max_batch=config.max_batch,
             max_wait_seconds=config.max_wait_seconds,
+            timeout_seconds=config.engine_timeout_seconds,
+            reload=partial(load_engine, bundle, part, config),
         )
         return ServedPart(bundle, scheduler, metrics)
 

@@ -599,6 +599,9 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     "cloud_wasted_bytes_total": Family(
         Counter, "Payload of packets of which no timestep was needed.", _MODEL
     ),
+    "cloud_engine_restarts_total": Family(
+        Counter, "Engines loaded anew after a call that failed or did not end.", _MODEL
+    ),
     "cloud_check_failures_total": Family(
         Counter, "Packets whose check differed from that of their decoded bits.", _MODEL
     ),
@@ -1043,6 +1046,10 @@ class CloudMetrics(_SideMetrics):
         """A packet came for a sample that had already ended."""
         self._families.count("cloud_wasted_timesteps_total", model, amount=timesteps)
         self._families.count("cloud_wasted_bytes_total", model, amount=payload_bytes)
+
+    def engine_restarted(self, model: str) -> None:
+        """A model's engine was loaded anew."""
+        self._families.count("cloud_engine_restarts_total", model)
 
     def check_failed(self, model: str) -> None:
         """A packet's check differed from that of its bits."""
