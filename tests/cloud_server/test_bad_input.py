@@ -166,6 +166,25 @@ async def test_a_second_open_ends_the_stream(client: Client, bystander: Bystande
     assert details == "expected open in the first message only, got another"
 
 
+@pytest.mark.parametrize("when", ["open", "later"])
+async def test_bytes_that_are_no_message_end_the_stream(
+    client: Client, bystander: Bystander, when: str
+) -> None:
+    async with bystander(client):
+        edge = Edge(
+            client.channel.stream_stream("/neucodex.v1.CoInference/Infer")(),
+            client.bundle,
+            Checksum.CRC16,
+        )
+        if when == "later":
+            await edge.write(raw_open(client).SerializeToString())
+            assert await edge.call.read()
+        await edge.write(b"\xff\xff\xff")
+        code, details = await edge.status()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("expected a message of the protocol")
+
+
 def damaged(packet: bytes, how: str) -> bytes:
     header, rest = packet[0], packet[1:]
     return {

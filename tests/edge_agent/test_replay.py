@@ -9,36 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import numpy as np
 import pytest
 
+from benchmarks.integer_tail import IntegerTail
 from edge_agent.answers import Answer
 from edge_agent.grpc_link import GrpcLink
 from shared.codec.packet import parse_header
-from shared.engine.base import Array, Shape, State
 from shared.messages import EdgeMessage
-from shared.model.bundle import Bundle
 from tests.edge_agent.conftest import Clouds, Edges, Metered, Relay, png, until
 
 SEEDS = range(4)
 SAMPLE_BITS = 0b0011_0000
 """Of the header: a sample sent again has another number."""
-
-
-class IntegerTail:
-    """Adds up integer projections of the code; float32 holds every sum exactly."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.input_shape: Shape = bundle.spec.code_shape
-        self.output_shape: Shape = (bundle.spec.classes,)
-        self.state_shapes: tuple[Shape, ...] = (self.output_shape,)
-        shape = (int(np.prod(self.input_shape)), bundle.spec.classes)
-        self._weights = np.random.default_rng(0).integers(-3, 4, shape)
-
-    def step(self, x: Array, state: State) -> tuple[Array, State]:
-        sums = x.reshape(len(x), -1).astype(np.int64) @ self._weights
-        total = (state[0] + sums).astype(np.float32)
-        return total / np.float32(32), (total,)
 
 
 @pytest.fixture(autouse=True)
