@@ -64,7 +64,10 @@ async def test_an_answer_of_another_sample_is_noticed(
 async def test_a_bug_behind_a_message_is_noticed(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CloudSession, "cancel", lambda session, number: {}["bug"])
+    def bug(session: CloudSession, number: int) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(CloudSession, "cancel", bug)
     outcome = await fuzz_protocol.fuzz(tiny_bundle.path, 0, MESSAGES)
     assert any("ended with INTERNAL" in failure for failure in outcome.failures)
 
