@@ -386,6 +386,8 @@ class EdgeLoop(Generic[F]):
             watching.cancel()
             # A task that was cancelled keeps where it was, and with it the connection.
             self._reading = None
+        if watching in ended:
+            self._metrics.error("receive", "DEADLINE_EXCEEDED")
         for error in [task.exception() for task in ended if not task.cancelled()]:
             if error is not None:
                 raise error

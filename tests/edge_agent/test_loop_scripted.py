@@ -290,6 +290,7 @@ async def test_a_cloud_that_owes_a_word_and_is_silent_is_left(
         await sent(second, 1)
         assert first.closed
         assert script.count("edge_replays_total", reason="link_lost") == 1
+        assert script.count("edge_errors_total", code="DEADLINE_EXCEEDED") == 1
         second.verdict(0, 0)
         assert (await future).timesteps_used == 1
 
