@@ -62,6 +62,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Most timesteps, each of another sample, in one engine call."""
     max_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """Longest wait of an idle engine for a fuller batch."""
+    engine_timeout_seconds: Seconds = 30.0
+    """Longest engine call; one that takes longer is given up and the engine loaded anew."""
     max_streams: Count = 64
     """Streams at once, over all edges."""
     overload_retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cloud_server.admission import AdmissionError
@@ -17,6 +18,8 @@ from shared.engine.base import Engine
 from shared.errors import ConfigError
 from shared.metrics import CloudMetrics, Part, RejectReason
 from shared.model.bundle import Bundle
+
+Load = Callable[[Bundle, Part, CloudConfig], Engine]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Model:
         label: value of the ``model`` label of the metrics.
         config: the server's.
         metrics: the server's.
+        load: makes the engine of a part.
 
     Attributes:
         codecs: names of those that edges may use, of the configured ones.
@@ -51,16 +55,17 @@ class Model:
     """
 
     def __init__(
-        self, bundle: Bundle, label: str, config: CloudConfig, metrics: CloudMetrics
+        self, bundle: Bundle, label: str, config: CloudConfig, metrics: CloudMetrics, load: Load
     ) -> None:
         self.bundle = bundle
         self.digest = bytes.fromhex(bundle.digest)
         self._label = label
         self._config = config
         self._metrics = metrics
+        self._load = load
         self._calibration = bundle.calibration()
         self.codecs = _codecs(bundle, config)
-        self.tail = self._serve(Part.TAIL, label, load_engine(bundle, Part.TAIL, config))
+        self.tail = self._serve(Part.TAIL, label, load(bundle, Part.TAIL, config))
         self._whole: ServedPart | None = None
         self._whole_lock = asyncio.Lock()
 
@@ -88,7 +93,7 @@ class Model:
             )
         async with self._whole_lock:
             if self._whole is None:
-                engine = await asyncio.to_thread(load_engine, self.bundle, Part.WHOLE, self._config)
+                engine = await asyncio.to_thread(self._load, self.bundle, Part.WHOLE, self._config)
                 self._whole = self._serve(Part.WHOLE, f"{self._label}/whole", engine)
             return self._whole
 
@@ -110,6 +115,8 @@ class Model:
             metrics=metrics,
             max_batch=config.max_batch,
             max_wait_seconds=config.max_wait_seconds,
+            timeout_seconds=config.engine_timeout_seconds,
+            reload=partial(self._load, bundle, part, config),
         )
         return ServedPart(bundle, scheduler, metrics)
 
@@ -120,19 +127,22 @@ class ModelStore:
     Args:
         config: names the bundles.
         metrics: the server's.
+        load: makes the engine of a part; None for the configured engine.
 
     Raises:
         ConfigError: no bundle, or one twice.
         BundleError: a bundle cannot be read, or lacks the tail.
     """
 
-    def __init__(self, config: CloudConfig, metrics: CloudMetrics) -> None:
+    def __init__(
+        self, config: CloudConfig, metrics: CloudMetrics, load: Load | None = None
+    ) -> None:
         if not config.bundles:
             raise ConfigError("bundles: expected at least one directory (--bundle DIR), got none")
         bundles = [Bundle(Path(path)) for path in config.bundles]
         labels = _labels(bundles)
         models = [
-            Model(bundle, label, config, metrics)
+            Model(bundle, label, config, metrics, load or load_engine)
             for bundle, label in zip(bundles, labels, strict=True)
         ]
         self._models = {model.digest: model for model in models}

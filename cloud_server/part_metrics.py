@@ -74,6 +74,10 @@ class PartMetrics:
         if self._operations is not None:
             self._operations(size)
 
+    def engine_restarted(self) -> None:
+        """The engine was loaded anew."""
+        self._metrics.engine_restarted(self.model)
+
     def wasted(self, timesteps: int, payload_bytes: int = 0) -> None:
         """Timesteps came, or waited, for a sample that had ended."""
         self._metrics.wasted(self.model, timesteps, payload_bytes)

@@ -4,6 +4,10 @@ A timestep is to us what a token is to a language-model server, the membrane sta
 engine call takes at most one ready timestep of every sample, the oldest first. All methods belong
 to the event loop's thread; only the engine call itself, with gathering, scattering and judging,
 runs on the scheduler's one worker thread, unless it is over sooner than the thread would start.
+
+An engine whose call raises, or does not end in time, is taken for broken: the samples of that call
+are lost, the others keep their state, and the engine is loaded anew before the next call. A call
+that hangs is given up with its thread; its slots come back when, and if, it ends.
 """
 
 from __future__ import annotations
@@ -12,17 +16,19 @@ import asyncio
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from cloud_server.part_metrics import PartMetrics
 from cloud_server.slots import Slots
+from cloud_server.worker import Worker
 from shared.engine.base import Array, Engine
 from shared.errors import EngineError, SampleCode
 from shared.exit_rule import Confidence, Decision, added, decide
@@ -32,6 +38,8 @@ logger = logging.getLogger(__name__)
 INLINE_SECONDS = 50e-6
 """An engine whose last call took less than this is called on the event loop itself: handing the
 call to a thread and back takes the process some 70 us (x86-64, Python 3.11)."""
+CLOSE_POLL_SECONDS = 0.1
+"""How often closing looks whether the call it waits for has been given up."""
 
 
 class Judged(NamedTuple):
@@ -104,6 +112,8 @@ class Scheduler:
         max_batch: most samples in one engine call.
         max_wait_seconds: longest that an idle engine waits for a fuller batch.
         inline_seconds: an engine whose last call was shorter runs on the event loop.
+        timeout_seconds: longest that an engine call may take.
+        reload: makes the engine anew; None to go on with the one there is.
     """
 
     def __init__(
@@ -116,6 +126,8 @@ class Scheduler:
         max_batch: int,
         max_wait_seconds: float = 0.0,
         inline_seconds: float = INLINE_SECONDS,
+        timeout_seconds: float = math.inf,
+        reload: Callable[[], Engine] | None = None,
     ) -> None:
         self._engine = engine
         self._slots = Slots(engine.state_shapes, slots)
@@ -124,7 +136,11 @@ class Scheduler:
         self._max_batch = max_batch
         self._max_wait_seconds = max_wait_seconds
         self._inline_seconds = inline_seconds
-        self._call_seconds = float("inf")
+        self._timeout_seconds = timeout_seconds
+        self._reload = reload
+        self._broken = False
+        """The engine is to be loaded anew before its next call."""
+        self._call_seconds = math.inf
         """What the last engine call took."""
         self._sequence = itertools.count()
         self._ready: list[tuple[int, Sample]] = []
@@ -135,8 +151,7 @@ class Scheduler:
         self._closed = False
         # Kept, since asking for it is a system call each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
-        # The thread itself starts with the first engine call.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{metrics.model}")
+        self._worker = self._new_worker()
         metrics.watch(
             slots_in_use=lambda: self.slots_in_use,
             slot_bytes=self._slots.slot_bytes,
@@ -204,11 +219,15 @@ class Scheduler:
             self._slots.give_back(sample.slot)
 
     async def close(self) -> None:
-        """Wait for the engine call under way; start no other."""
+        """Wait for the engine call under way, unless it hangs; start no other."""
         self._closed = True
-        if self._call is not None:
-            await asyncio.wait([self._call])
-        self._executor.shutdown()
+        while (call := self._call) is not None:
+            await asyncio.wait([call], timeout=CLOSE_POLL_SECONDS)
+            await asyncio.sleep(0)
+        self._worker.stop()
+
+    def _new_worker(self) -> Worker:
+        return Worker(f"engine-{self._metrics.model}")
 
     def _make_ready(self, sample: Sample) -> None:
         heapq.heappush(self._ready, (sample.queue[0].sequence, sample))
@@ -241,13 +260,14 @@ class Scheduler:
         if batch and self._call_seconds < self._inline_seconds:
             self._call_inline(batch)
         elif batch:
-            self._call = self._loop.run_in_executor(self._executor, self._compute, batch)
-            self._call.add_done_callback(lambda call: self._called(batch, call))
+            self._call = call = self._worker.run(partial(self._compute, batch, self._worker))
+            limit = self._loop.call_later(self._timeout_seconds, self._give_up, call, batch)
+            call.add_done_callback(lambda call: self._called(batch, call, limit))
 
     def _call_inline(self, batch: Batch) -> None:
         """Call the engine here and now; messages may come in between before the next call."""
         try:
-            computed = self._compute(batch)
+            computed = self._compute(batch, self._worker)
         except Exception as error:
             self._fail(batch, error)
         else:
@@ -255,8 +275,14 @@ class Scheduler:
         if self._ready:
             self._wake()
 
-    def _called(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
+    def _called(
+        self, batch: Batch, call: asyncio.Future[_Computed], limit: asyncio.TimerHandle
+    ) -> None:
         """The worker thread is done with a batch: settle it, start the next call."""
+        limit.cancel()
+        if call is not self._call:
+            self._came_back(batch, call)
+            return
         self._call = None
         error = call.exception()
         if error is None:
@@ -264,6 +290,33 @@ class Scheduler:
         else:
             self._fail(batch, error)
         self._start()
+
+    def _give_up(self, call: asyncio.Future[_Computed], batch: Batch) -> None:
+        """An engine call hangs: go on without it, with another thread and another engine."""
+        if call is not self._call:
+            return
+        self._call = None
+        self._worker.stop()
+        self._worker = self._new_worker()
+        message = f"expected an engine call to end within {self._timeout_seconds:g} s"
+        logger.error("%s; its %d samples are lost", message, len(batch))
+        self._mark_broken()
+        for sample, _ in batch:
+            if not sample.released:
+                # It stays held: the call may still write into its slot.
+                sample.listener.failed(SampleCode.WORKER_LOST, message)
+        self._start()
+
+    def _came_back(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
+        """A call that was given up has ended after all: its slots are free."""
+        call.exception()
+        logger.warning("an engine call of %d samples, given up before, has ended", len(batch))
+        for sample, _ in batch:
+            self._slots.give_back(sample.slot)
+
+    def _mark_broken(self) -> None:
+        self._broken = True
+        self._call_seconds = math.inf  # The next call, which reloads, is not for the event loop.
 
     def _wait_seconds(self) -> float:
         """Return how much longer a batch that is not full should wait."""
@@ -288,13 +341,14 @@ class Scheduler:
         self._queued -= len(batch)
         return batch
 
-    def _compute(self, batch: Batch) -> _Computed:
+    def _compute(self, batch: Batch, worker: Worker) -> _Computed:
         """Run one engine call, mostly on the worker thread; it alone touches the held slots."""
+        engine = self._restarted(worker) if self._broken else self._engine
         slots = [sample.slot for sample, _ in batch]
         frames = [step.frame for _, step in batch]
         x = np.concatenate(frames) if len(frames) > 1 else frames[0]
         began = time.perf_counter()
-        logits, state = self._engine.step(x, self._slots.gather(slots))
+        logits, state = engine.step(x, self._slots.gather(slots))
         ended = time.perf_counter()
         self._slots.scatter(slots, state)
         outcomes = [
@@ -302,6 +356,15 @@ class Scheduler:
             for (sample, _), row in zip(batch, logits.tolist(), strict=True)
         ]
         return _Computed(outcomes, ended - began, time.perf_counter() - ended)
+
+    def _restarted(self, worker: Worker) -> Engine:
+        """Load the engine anew; it is everybody's unless the thread was given up meanwhile."""
+        engine = self._engine if self._reload is None else self._reload()
+        if worker is self._worker:
+            self._engine, self._broken = engine, False
+        logger.warning("the engine of %s was loaded anew", self._metrics.model)
+        self._loop.call_soon_threadsafe(self._metrics.engine_restarted)
+        return engine
 
     def _judge(self, sample: Sample, logits: Sequence[float]) -> Decision | EngineError:
         sample.logit_sum = added(sample.logit_sum, logits)
@@ -319,7 +382,7 @@ class Scheduler:
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """Tell the samples of a call that it failed."""
-        self._call_seconds = float("inf")
+        self._mark_broken()
         logger.error("engine call of %d samples failed", len(batch), exc_info=error)
         for sample, step in batch:
             self._tell(sample, step, error)

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from msgspec.structs import replace
 
 from cloud_server import image_stream
@@ -196,7 +197,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         limit_seconds = self._config.open_timeout_seconds
         try:
             async with asyncio.timeout(limit_seconds):
-                message = await context.read()
+                message = await _message(context)
         except TimeoutError:
             raise AdmissionError(
                 RejectReason.IDLE, f"expected open within {limit_seconds} s, nothing came"
@@ -279,7 +280,7 @@ async def _read(
 ) -> None:
     """Hand every message to the stream; all that goes wrong reaches ``stream.broken``."""
     try:
-        while (message := await context.read()) is not grpc.aio.EOF:
+        while (message := await _message(context)) is not grpc.aio.EOF:
             arrived_seconds = time.perf_counter()
             size_bytes = message.ByteSize()
             stream.part.metrics.received(size_bytes)
@@ -288,6 +289,14 @@ async def _read(
         stream.half_closed()
     except Exception as error:
         stream.break_off(error)
+
+
+async def _message(context: Context) -> Any:
+    """Return the next message, or EOF; ProtocolError if what came is none."""
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise ProtocolError(f"expected a message of the protocol: {error}") from error
 
 
 async def _write(stream: Stream, context: Context) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_agent import feeds
 from edge_agent.alpha import choose_alpha, exit_shares
+from edge_agent.breaker import Pace
 from edge_agent.config import EdgeConfig
 from edge_agent.describe import describing
 from edge_agent.fallback import Fallback
@@ -27,7 +28,7 @@ from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
-from shared.metrics import EdgeMetrics, Part, Placement
+from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
 from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 from shared.watched import Watched
@@ -94,8 +95,13 @@ class Kit:
             samples_in_flight=config.samples_in_flight,
             deadline_seconds=config.deadline_seconds,
             queue_limit=config.queue_limit,
-            reconnect_min_seconds=config.reconnect_min_seconds,
-            reconnect_max_seconds=config.reconnect_max_seconds,
+            queue_policy=QueuePolicy(config.queue_policy),
+            pace=Pace(
+                min_seconds=config.reconnect_min_seconds,
+                max_seconds=config.reconnect_max_seconds,
+                failures=config.breaker_failures,
+                probe_seconds=config.breaker_probe_seconds,
+            ),
         )
 
     def settings(self) -> Settings:
@@ -212,6 +218,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
     options = replace(
         kit.options(settings),
         checksum=kit.config.check,
+        timestep_deadline_seconds=kit.config.timestep_deadline_seconds,
         tuner=kit.tuner(settings, fallback, wire_bytes),
     )
     return EdgeLoop(

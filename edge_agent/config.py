@@ -106,8 +106,13 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What becomes of a sample that the cloud cannot answer: an error, or it is finished here."""
     deadline_seconds: Seconds = 10.0
     """A sample's time from its acceptance."""
+    timestep_deadline_seconds: Seconds = 5.0
+    """Longest silence of a cloud that owes a word on a timestep; then another stream is opened.
+    With ``co_inference`` only: whole inputs may take long to send."""
     queue_limit: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 64
     """Most samples that wait to be begun."""
+    queue_policy: Literal["refuse", "block", "drop_oldest"] = "refuse"
+    """What becomes of one more: an error, its caller waits, or the oldest one makes room."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What runs the network here."""
     device: str = "cpu"
@@ -118,6 +123,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """First wait before the cloud is tried again; doubles from then on."""
     reconnect_max_seconds: Seconds = 5.0
     """Longest such wait."""
+    breaker_failures: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+    """Attempts in a row without a stream after which the cloud is left alone."""
+    breaker_probe_seconds: Seconds = 30.0
+    """How often it is then asked again."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
     log_format: Literal["text", "json"] = "text"

@@ -70,7 +70,7 @@ class LocalApi(EdgeServiceServicer):
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyReply:
         """Classify one input; a caller that goes away ends its sample."""
         try:
-            return _reply(await self._submit_whole(request))
+            return _reply(await (await self._put_whole(request)))
         except NeucodexError as error:
             status = status_of(error)
             self._metrics.error("local_api", status.name)
@@ -105,12 +105,12 @@ class LocalApi(EdgeServiceServicer):
             queue_depth=self._loop.queue_depth,
         )
 
-    def _submit_whole(self, request: pb.ClassifyRequest) -> asyncio.Future[Answer]:
+    async def _put_whole(self, request: pb.ClassifyRequest) -> asyncio.Future[Answer]:
         data = wire.input_from_proto(request.input)
         seconds = request.deadline_seconds
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InputError(f"expected a deadline of 0 s or more, got {seconds}")
-        return self._loop.submit(data, deadline_seconds=seconds or None)
+        return await self._loop.put(data, deadline_seconds=seconds or None)
 
     async def _accept_parts(
         self,
@@ -121,7 +121,7 @@ class LocalApi(EdgeServiceServicer):
         """Submit inputs as their parts come in, and tell the replier of each, in order."""
         recorder = _Recorder(self._about.bundle.spec)
         async for part in parts:
-            entry = self._accept(part, recorder)
+            entry = await self._accept(part, recorder)
             if isinstance(entry, asyncio.Future):
                 accepted.add(entry)
                 entry.add_done_callback(accepted.discard)
@@ -130,16 +130,16 @@ class LocalApi(EdgeServiceServicer):
         recorder.end()
         await pending.put(None)
 
-    def _accept(self, part: pb.ClassifyPart, recorder: _Recorder) -> Entry | None:
+    async def _accept(self, part: pb.ClassifyPart, recorder: _Recorder) -> Entry | None:
         """Submit the input that a part begins; nothing where it begins none."""
         try:
             match part.WhichOneof("kind"):
                 case "whole":
                     recorder.end()
-                    return self._submit_whole(part.whole)
+                    return await self._put_whole(part.whole)
                 case "timestep":
                     recording = recorder.take(part.timestep)
-                    return None if recording is None else self._loop.submit(recording)
+                    return None if recording is None else await self._loop.put(recording)
                 case _:
                     raise InputError("expected a whole input or a timestep, got nothing")
         except NeucodexError as error:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
+import math
+from asyncio import FIRST_COMPLETED
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -19,6 +20,7 @@ from time import perf_counter
 from typing import Generic, TypeVar
 
 from edge_agent.answers import Answer, ClosingError, Latency, QueueFullError
+from edge_agent.breaker import Breaker, Pace
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
@@ -37,6 +39,8 @@ from edge_agent.session import (
 )
 from edge_agent.session import Answer as Answered
 from edge_agent.tuner import Tuner
+from edge_agent.waiting_room import WaitingRoom
+from edge_agent.watchdog import watch
 from shared.codec.packet import Checksum
 from shared.errors import (
     InputError,
@@ -50,12 +54,14 @@ from shared.errors import (
 from shared.messages import EdgeMessage, Failure, Open, Opened, Settings, Verdict
 from shared.metrics import (
     Baseline,
+    BreakerState,
     DropReason,
     EdgeMetrics,
     EdgeStage,
     ExitReason,
     FallbackReason,
     Placement,
+    QueuePolicy,
     RetryReason,
 )
 from shared.model.bundle import Bundle
@@ -65,8 +71,9 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Feed)
 REMOTE = (Placement.CO_INFERENCE, Placement.CLOUD_ONLY)
 EXIT_REASONS = {SampleCode.DEADLINE: ExitReason.DEADLINE}
-JITTER = 0.5
-"""Up to this share of a wait is left out at random, so that edges do not all come at once."""
+REPLAY_TOLERANCE = 1e-4
+"""Confidences of one timestep, judged twice, that differ by less count as equal: rounding depends
+on what else was in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +92,12 @@ class Options:
     """A sample's time from its acceptance; then it is finished here, or failed."""
     queue_limit: int = 64
     """Most samples that wait to be begun."""
-    reconnect_min_seconds: float = 0.1
-    reconnect_max_seconds: float = 5.0
+    queue_policy: QueuePolicy = QueuePolicy.REFUSE
+    """What becomes of one more."""
+    timestep_deadline_seconds: float = math.inf
+    """Longest silence of a cloud that owes a word; then its stream is left."""
+    pace: Pace = Pace()
+    """Of attempts to reach the cloud."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -108,6 +119,8 @@ class _Sample(Generic[F]):
     """Packets under the present number, with the time they were handed to the link."""
     heard: float = 0.0
     """When the last word of the cloud came."""
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    """The first on each timestep, under whatever number."""
     payload_bytes: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     """What is being computed for it here, and what has been."""
@@ -153,9 +166,14 @@ class EdgeLoop(Generic[F]):
         self._numbers: dict[int, _Sample[F]] = {}
         self._link: CloudLink | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._heard = 0.0
+        """When the cloud last said something on the present stream."""
         self._keeper: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._backoff = _Backoff(options.reconnect_min_seconds, options.reconnect_max_seconds)
+        self._room = WaitingRoom(self._free_places)
+        self._breaker = Breaker(options.pace)
+        self._next_attempt = 0.0
+        """When the cloud is asked for a stream again, while there is none."""
         self._trouble: NeucodexError | None = None
         """Why the cloud cannot be reached; None until an attempt failed and after one succeeded."""
         self._closing = False
@@ -164,6 +182,7 @@ class EdgeLoop(Generic[F]):
         self.answered = 0
         """Samples answered since the start."""
         metrics.threshold(options.settings.alpha)
+        metrics.breaker(self._breaker.state)
 
     @property
     def connected(self) -> bool:
@@ -209,11 +228,35 @@ class EdgeLoop(Generic[F]):
             if not sample.started:
                 self._metrics.dropped(DropReason.SHUTDOWN)
                 self._fail(sample, ClosingError("the edge daemon is shutting down"))
+        self._room.call()
         await self._empty.wait()
         for task in (self._watching, self._keeper):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
+
+    async def put(
+        self, source: Source, *, deadline_seconds: float | None = None
+    ) -> asyncio.Future[Answer]:
+        """Accept a sample as :meth:`submit` does, with policy ``block`` once there is room.
+
+        Raises:
+            SampleError: there was no room before the caller's deadline.
+            QueueFullError, ClosingError: see :meth:`submit`.
+        """
+        if self._options.queue_policy is QueuePolicy.BLOCK and self._room.full:
+            self._metrics.queue_full(QueuePolicy.BLOCK)
+            began = perf_counter()
+            try:
+                async with asyncio.timeout(deadline_seconds):
+                    await self._room.enter()
+            except TimeoutError:
+                raise SampleError(
+                    SampleCode.DEADLINE, f"expected room in the queue within {deadline_seconds} s"
+                ) from None
+            if deadline_seconds is not None:
+                deadline_seconds -= perf_counter() - began
+        return self.submit(source, deadline_seconds=deadline_seconds)
 
     def submit(
         self, source: Source, *, deadline_seconds: float | None = None
@@ -226,29 +269,50 @@ class EdgeLoop(Generic[F]):
 
         Returns:
             Its answer, or one of InputError, EngineError, BundleError, RefusedError,
-            LinkLostError, SampleError, ClosingError.
+            LinkLostError, SampleError, ClosingError; QueueFullError where it made room for a
+            newer one.
 
         Raises:
-            QueueFullError: too many samples wait.
+            QueueFullError: too many samples wait, and the policy is not ``drop_oldest``.
             ClosingError: :meth:`close` has been called.
         """
         if self._closing:
             self._metrics.dropped(DropReason.SHUTDOWN)
             raise ClosingError("the edge daemon is shutting down")
-        waiting = self.queue_depth
-        if waiting >= self._options.queue_limit:
-            self._metrics.dropped(DropReason.QUEUE_FULL)
-            raise QueueFullError(
-                f"expected at most {self._options.queue_limit} samples to wait, {waiting} do"
-            )
+        if self._room.full:
+            self._make_room()
         sample = self._accept(source, deadline_seconds)
         if self._trouble is not None and self._fallback is not None:
             self._fall_back(sample, _fallback_reason(self._trouble))
         elif self._tuner is not None and self._tuner.choice.local:
             self._fall_back(sample, FallbackReason.POLICY)
+        elif self._is_hopeless(min(self._options.deadline_seconds, deadline_seconds or math.inf)):
+            message = f"expected a cloud that answers, it is left alone for now: {self._trouble}"
+            self._fail(sample, LinkLostError(message))
         else:
             self._carry_out(self._session.submit(sample.ticket))
         return sample.future
+
+    def _free_places(self) -> float:
+        """Return how many more samples may wait; a daemon that closes lets callers in to go."""
+        return math.inf if self._closing else self._options.queue_limit - self.queue_depth
+
+    def _make_room(self) -> None:
+        """Do with a full queue as the policy says; QueueFullError if that makes no room."""
+        policy, limit = self._options.queue_policy, self._options.queue_limit
+        if policy is not QueuePolicy.BLOCK:
+            self._metrics.queue_full(policy)
+        self._metrics.dropped(DropReason.QUEUE_FULL)
+        if policy is not QueuePolicy.DROP_OLDEST:
+            raise QueueFullError(f"expected at most {limit} samples to wait, {limit} do")
+        oldest = next(sample for sample in self._samples.values() if not sample.started)
+        message = f"expected at most {limit} samples to wait, this one made room for a newer one"
+        self._fail(oldest, QueueFullError(message))
+
+    def _is_hopeless(self, deadline_seconds: float) -> bool:
+        """Say whether the cloud is left alone for longer than a sample may take."""
+        is_open = self._breaker.state is BreakerState.OPEN
+        return is_open and self._next_attempt > perf_counter() + deadline_seconds
 
     def _accept(self, source: Source, deadline_seconds: float | None) -> _Sample[F]:
         events = asyncio.get_running_loop()
@@ -268,8 +332,12 @@ class EdgeLoop(Generic[F]):
         sample.future.add_done_callback(lambda future: self._on_done(sample, future))
         self._samples[sample.ticket] = sample
         self._empty.clear()
-        self._metrics.queue_depth(self.queue_depth)
+        self._queue_changed()
         return sample
+
+    def _queue_changed(self) -> None:
+        self._metrics.queue_depth(self.queue_depth)
+        self._room.call()
 
     # The stream.
 
@@ -277,6 +345,8 @@ class EdgeLoop(Generic[F]):
         """Open one stream after the other for as long as the daemon runs."""
         while True:
             link = self._connect()
+            self._breaker.attempt()
+            self._metrics.breaker(self._breaker.state)
             try:
                 await self._run_stream(link)
             except NeucodexError as error:
@@ -284,7 +354,13 @@ class EdgeLoop(Generic[F]):
             finally:
                 self._link = None
                 await link.close()
-            await self._sleep(self._backoff.next())
+            await self._rest(self._breaker.wait_seconds())
+
+    async def _rest(self, seconds: float) -> None:
+        """Leave the cloud alone."""
+        self._metrics.breaker(self._breaker.state)
+        self._next_attempt = perf_counter() + seconds
+        await self._sleep(seconds)
 
     async def _run_stream(self, link: CloudLink) -> None:
         """Open a stream and read it until it ends or the session wants another."""
@@ -295,17 +371,36 @@ class EdgeLoop(Generic[F]):
         if self._tuner is not None:
             self._session.configure(self._tuner.opened(opened))
         log.info("stream open to %s", opened.model)
-        self._link, self._trouble = link, None
+        self._link, self._trouble, self._heard = link, None, perf_counter()
+        self._breaker.opened()
+        self._metrics.breaker(self._breaker.state)
         reading = self._reading = asyncio.create_task(self._read(link))
+        watching = asyncio.create_task(
+            watch(self._owed_since, self._options.timestep_deadline_seconds)
+        )
         try:
             self._carry_out(self._session.opened(opened))
-            await asyncio.wait({reading})
+            ended, _ = await asyncio.wait({reading, watching}, return_when=FIRST_COMPLETED)
         finally:
             reading.cancel()
+            watching.cancel()
             # A task that was cancelled keeps where it was, and with it the connection.
             self._reading = None
-        if not reading.cancelled():
-            reading.result()
+        if watching in ended:
+            self._metrics.error("receive", "DEADLINE_EXCEEDED")
+        for error in [task.exception() for task in ended if not task.cancelled()]:
+            if error is not None:
+                raise error
+
+    def _owed_since(self) -> float | None:
+        """Return since when the cloud owes a word and has said nothing; None if it owes none."""
+        owed = [self._sent_at(ticket, timestep) for ticket, timestep in self._session.awaited]
+        return max(min(owed), self._heard) if owed else None
+
+    def _sent_at(self, ticket: int, timestep: int) -> float:
+        """Return when a sample's packet with this timestep was handed to the link."""
+        sent = self._samples[ticket].sent
+        return next(at for packet, at in reversed(sent) if packet.timestep <= timestep)
 
     def _open_request(self) -> Open:
         return Open(
@@ -324,7 +419,8 @@ class EdgeLoop(Generic[F]):
 
     async def _read(self, link: CloudLink) -> None:
         async for message in link.messages():
-            self._backoff.reset()
+            self._breaker.answered()
+            self._heard = perf_counter()
             for verdict in message.verdicts:
                 self._on_verdict(link, verdict)
             for failure in message.failures:
@@ -345,6 +441,8 @@ class EdgeLoop(Generic[F]):
         sample = self._numbers.get(verdict.sample)
         if sample is not None:
             self._time(sample, verdict)
+            if _deviates(sample.verdicts.setdefault(verdict.timestep, verdict), verdict):
+                self._metrics.replay_deviated()
         began = perf_counter()
         actions = self._session.verdict(verdict)
         self._metrics.stage(EdgeStage.EXIT_RULE, perf_counter() - began)
@@ -398,6 +496,10 @@ class EdgeLoop(Generic[F]):
         else:
             self._metrics.retry(RetryReason.CONNECT)
             self._trouble = error
+            if isinstance(error, CloudFullError):
+                self._breaker.full(error.retry_after_seconds)
+            else:
+                self._breaker.failed()
         refused = isinstance(error, RefusedError) and not isinstance(error, CloudFullError)
         if refused:
             self._trouble = error
@@ -461,7 +563,7 @@ class EdgeLoop(Generic[F]):
         if self._tuner is not None:
             self._tuner.observer.began(now)
         self._metrics.stage(EdgeStage.QUEUE, sample.latency.queue_seconds)
-        self._metrics.queue_depth(self.queue_depth)
+        self._queue_changed()
 
     async def _run_feed(self, sample: _Sample[F], timestep: int) -> None:
         before = sample.latency.head_seconds
@@ -588,7 +690,7 @@ class EdgeLoop(Generic[F]):
             if task is not asyncio.current_task():
                 task.cancel()
         self._forget_number(sample)
-        self._metrics.queue_depth(self.queue_depth)
+        self._queue_changed()
         if not self._samples:
             self._empty.set()
 
@@ -646,24 +748,10 @@ class EdgeLoop(Generic[F]):
             self._answer(sample, verdict, Placement.FALLBACK)
 
 
-class _Backoff:
-    """Waits between two streams: doubling, with jitter, up to a maximum."""
-
-    def __init__(self, min_seconds: float, max_seconds: float) -> None:
-        self._min_seconds = min_seconds
-        self._max_seconds = max_seconds
-        self._random = random.Random()
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin with the shortest wait again."""
-        self._seconds = self._min_seconds
-
-    def next(self) -> float:
-        """Return the next wait, in seconds."""
-        seconds = self._seconds
-        self._seconds = min(2 * seconds, self._max_seconds)
-        return seconds * (1 - JITTER * self._random.random())
+def _deviates(first: Verdict, again: Verdict) -> bool:
+    """Say whether two verdicts on one timestep differ by more than rounding."""
+    apart = abs(first.confidence - again.confidence)
+    return first.label != again.label or apart >= REPLAY_TOLERANCE
 
 
 def _fallback_reason(error: NeucodexError) -> FallbackReason:

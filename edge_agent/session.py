@@ -157,6 +157,18 @@ class EdgeSession:
         """What the next sample will begin with."""
         return self._settings
 
+    @property
+    def awaited(self) -> tuple[tuple[int, int], ...]:
+        """Samples that the cloud owes a word: ticket, and the timestep whose packet asks for it."""
+        found = []
+        for ticket, sample in self._samples.items():
+            if self._settings_of(sample).reply_mode is ReplyMode.EXIT:
+                if sample.sent == self._timesteps:
+                    found.append((ticket, self._timesteps - 1))
+            elif sample.sent > sample.judged:
+                found.append((ticket, sample.judged))
+        return tuple(found)
+
     def submit(self, ticket: int) -> list[Action]:
         """Take in a new sample."""
         if ticket in self._samples:

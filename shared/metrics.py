@@ -207,6 +207,28 @@ class ConnectionState(StrEnum):
     SHUTDOWN = "shutdown"
 
 
+class BreakerState(StrEnum):
+    """What the edge thinks of the cloud."""
+
+    CLOSED = "closed"
+    """It answers, or has not failed often enough."""
+    OPEN = "open"
+    """It is left alone."""
+    PROBING = "probing"
+    """One attempt is under way."""
+
+
+class QueuePolicy(StrEnum):
+    """What becomes of one sample more when the edge's queue is full."""
+
+    REFUSE = "refuse"
+    """Its caller is told so."""
+    BLOCK = "block"
+    """Its caller waits."""
+    DROP_OLDEST = "drop_oldest"
+    """The sample that has waited longest makes room."""
+
+
 class Mode(StrEnum):
     """How samples are run: the reply mode, or no link at all."""
 
@@ -534,6 +556,19 @@ EDGE_FAMILIES: Mapping[str, Family] = {
         Counter, "Inputs that were not inferred.", {"reason": DropReason}
     ),
     "edge_queue_depth": Family(Gauge, "Samples waiting on the edge."),
+    "edge_queue_full_total": Family(
+        Counter,
+        "Samples that found the queue full, by what was done about it.",
+        {"policy": QueuePolicy},
+    ),
+    "edge_replay_deviations_total": Family(
+        Counter,
+        "Verdicts on samples sent again that differ from those before: in class, or by 1e-4 or "
+        "more in confidence.",
+    ),
+    "edge_breaker_state": Family(
+        Gauge, "1 for what is thought of the cloud now.", {"state": BreakerState}
+    ),
     "edge_connection_state": Family(
         Gauge, "1 for the present state of the link to the cloud.", {"state": ConnectionState}
     ),
@@ -596,6 +631,9 @@ CLOUD_FAMILIES: Mapping[str, Family] = {
     ),
     "cloud_wasted_bytes_total": Family(
         Counter, "Payload of packets of which no timestep was needed.", _MODEL
+    ),
+    "cloud_engine_restarts_total": Family(
+        Counter, "Engines loaded anew after a call that failed or did not end.", _MODEL
     ),
     "cloud_check_failures_total": Family(
         Counter, "Packets whose check differed from that of their decoded bits.", _MODEL
@@ -999,6 +1037,19 @@ class EdgeMetrics(_SideMetrics):
         """So many samples wait now."""
         self._families.gauge("edge_queue_depth").set(samples)
 
+    def queue_full(self, policy: QueuePolicy) -> None:
+        """A sample found the queue full."""
+        self._families.count("edge_queue_full_total", policy)
+
+    def replay_deviated(self) -> None:
+        """A verdict on a sample sent again differs from the one before."""
+        self._families.count("edge_replay_deviations_total")
+
+    def breaker(self, state: BreakerState) -> None:
+        """The cloud is now thought of like this."""
+        for each in BreakerState:
+            self._families.gauge("edge_breaker_state", each).set(each == state)
+
     def connection(self, state: ConnectionState) -> None:
         """The link to the cloud is now in ``state``."""
         for each in ConnectionState:
@@ -1116,6 +1167,10 @@ class CloudMetrics(_SideMetrics):
         """A packet came for a sample that had already ended."""
         self._families.count("cloud_wasted_timesteps_total", model, amount=timesteps)
         self._families.count("cloud_wasted_bytes_total", model, amount=payload_bytes)
+
+    def engine_restarted(self, model: str) -> None:
+        """A model's engine was loaded anew."""
+        self._families.count("cloud_engine_restarts_total", model)
 
     def check_failed(self, model: str) -> None:
         """A packet's check differed from that of its bits."""

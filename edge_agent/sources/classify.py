@@ -38,7 +38,7 @@ async def classify_items(
     while (item := await asyncio.to_thread(next, items, None)) is not None:
         if len(pending) == AHEAD:
             await _tell(results, *pending.popleft())
-        outcome = _begin(loop, item, metrics)
+        outcome = await _begin(loop, item, metrics)
         pending.append((item.name, outcome))
         if isinstance(outcome, ClosingError):
             break
@@ -47,12 +47,12 @@ async def classify_items(
     log.info("the source has ended")
 
 
-def _begin(loop: EdgeLoop[Any], item: Item, metrics: EdgeMetrics) -> Outcome:
+async def _begin(loop: EdgeLoop[Any], item: Item, metrics: EdgeMetrics) -> Outcome:
     if isinstance(item.data, InputError):
         metrics.dropped(DropReason.INVALID)
         return item.data
     try:
-        return loop.submit(item.data)
+        return await loop.put(item.data)
     except NeucodexError as error:
         return error
 

@@ -166,6 +166,25 @@ async def test_a_second_open_ends_the_stream(client: Client, bystander: Bystande
     assert details == "expected open in the first message only, got another"
 
 
+@pytest.mark.parametrize("when", ["open", "later"])
+async def test_bytes_that_are_no_message_end_the_stream(
+    client: Client, bystander: Bystander, when: str
+) -> None:
+    async with bystander(client):
+        edge = Edge(
+            client.channel.stream_stream("/neucodex.v1.CoInference/Infer")(),
+            client.bundle,
+            Checksum.CRC16,
+        )
+        if when == "later":
+            await edge.write(raw_open(client).SerializeToString())
+            assert await edge.call.read()
+        await edge.write(b"\xff\xff\xff")
+        code, details = await edge.status()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("expected a message of the protocol")
+
+
 def damaged(packet: bytes, how: str) -> bytes:
     header, rest = packet[0], packet[1:]
     return {
@@ -448,7 +467,8 @@ async def test_an_engine_that_fails_loses_the_sample_and_not_the_server(
 ) -> None:
     broken = Breakable()
     monkeypatch.setattr("cloud_server.model_store.load_engine", broken.load)
-    client = connect(await start())
+    server = await start(metrics="127.0.0.1:0")
+    client = connect(server)
     codes = random_codes(client.bundle, 0)
     async with client.opened() as edge:
         broken.error = RuntimeError("out of memory")
@@ -463,6 +483,9 @@ async def test_an_engine_that_fails_loses_the_sample_and_not_the_server(
         broken.error = None
         assert len(await edge.run(1, codes)) == 4
     await client.until_all_slots_are_back()
+    assert broken.loaded == 2
+    figures = await asyncio.to_thread(scrape, server)
+    assert figures["neucodex_cloud_engine_restarts_total"] == 1
 
 
 class Breakable:
@@ -470,10 +493,12 @@ class Breakable:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.loaded = 0
 
     def load(self, bundle: Any, part: Any, config: Any) -> Breakable:
         from shared.engine import onnx_runtime
 
+        self.loaded += 1
         self._engine = onnx_runtime.load_engine(bundle, part)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -122,6 +123,8 @@ async def make(engine: GatedEngine) -> AsyncIterator[Make]:
         max_wait_seconds: float = 0.0,
         of: Engine = engine,
         inline_seconds: float = 0.0,
+        timeout_seconds: float = math.inf,
+        reload: Callable[[], Engine] | None = None,
     ) -> Scheduler:
         made.append(
             Scheduler(
@@ -132,6 +135,8 @@ async def make(engine: GatedEngine) -> AsyncIterator[Make]:
                 max_batch=max_batch,
                 max_wait_seconds=max_wait_seconds,
                 inline_seconds=inline_seconds,
+                timeout_seconds=timeout_seconds,
+                reload=reload,
             )
         )
         return made[-1]
@@ -223,7 +228,7 @@ async def test_a_quick_engine_runs_on_the_loop_and_a_slow_one_on_the_thread(make
         ear = Ear(scheduler, until=1).begin()
         ear.feed(frame(1))
         await ear.until_it(lambda ear: bool(ear.heard))
-    main, worker = threading.current_thread().name, "engine-model_0"
+    main, worker = threading.current_thread().name, "engine-model"
     # Where a call runs follows from what the one before it took; the first one's is not known.
     assert engine.threads == [worker, main, main, worker, main]
 
@@ -319,6 +324,100 @@ async def test_a_failed_call_fails_its_samples_and_the_next_call_works(
     after = Ear(scheduler, until=1).begin()
     after.feed(frame(1))
     await after.until_it(lambda ear: bool(ear.heard))
+
+
+async def test_after_a_failed_call_the_engine_is_loaded_anew_and_others_keep_their_state(
+    make: Make, engine: GatedEngine
+) -> None:
+    spare = GatedEngine()
+    scheduler = make(reload=lambda: spare)
+    bystander, victim = Ear(scheduler, until=2).begin(), Ear(scheduler).begin()
+    bystander.feed(frame(1, 1.0))
+    await bystander.until_it(lambda ear: bool(ear.heard))
+    engine.error = RuntimeError("device lost")
+    victim.feed(frame(2))
+    await victim.until_it(lambda ear: bool(ear.failures))
+    bystander.feed(frame(1, 2.0))
+    await bystander.until_it(lambda ear: len(ear.heard) == 2)
+    assert bystander.heard[1].logit_sum[1] == 1.0 + 3.0
+    assert spare.batches == [[1]]
+
+
+async def test_an_engine_that_cannot_be_loaded_fails_samples_until_it_can(
+    make: Make, engine: GatedEngine
+) -> None:
+    attempts = 0
+
+    def reload() -> Engine:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise EngineError("no such device")
+        return GatedEngine()
+
+    scheduler = make(reload=reload)
+    engine.error = RuntimeError("device lost")
+    told = []
+    for _ in range(3):
+        ear = Ear(scheduler, until=1).begin()
+        ear.feed(frame(1))
+        await ear.until_it(lambda ear: bool(ear.failures or ear.heard))
+        told += [message for _, message in ear.failures]
+    assert told == ["the engine failed: device lost", "the engine failed: no such device"]
+    assert (attempts, scheduler.slots_in_use) == (2, 0)
+
+
+async def test_a_call_that_hangs_is_given_up_and_its_slots_come_back_when_it_ends(
+    make: Make, engine: GatedEngine
+) -> None:
+    spare = GatedEngine()
+    scheduler = make(slots=2, timeout_seconds=0.2, reload=lambda: spare)
+    victim = await hold_engine(engine, scheduler)
+    await victim.until_it(lambda ear: bool(ear.failures))
+    assert victim.failures == [
+        (SampleCode.WORKER_LOST, "expected an engine call to end within 0.2 s")
+    ]
+    # The slot is not lent out while the lost call may still write into it.
+    assert scheduler.slots_in_use == 1
+    after = Ear(scheduler, until=1).begin()
+    after.feed(frame(1, 5.0))
+    await after.until_it(lambda ear: bool(ear.heard))
+    assert after.heard[0].logit_sum[1] == 5.0
+    engine.open.set()
+    async with asyncio.timeout(30):
+        while scheduler.slots_in_use:
+            await asyncio.sleep(0.005)
+    both = [Ear(scheduler, until=1).begin() for _ in range(2)]
+    for ear in both:
+        ear.feed(frame(1, 7.0))
+        await ear.until_it(lambda ear: bool(ear.heard))
+        assert ear.heard[0].logit_sum[1] == 7.0
+
+
+async def test_a_sample_released_while_its_call_hangs_gives_its_slot_back_once(
+    make: Make, engine: GatedEngine
+) -> None:
+    scheduler = make(timeout_seconds=0.2, reload=GatedEngine)
+    victim = await hold_engine(engine, scheduler)
+    victim.release()
+    other = Ear(scheduler, until=1).begin()
+    other.feed(frame(1))
+    await other.until_it(lambda ear: bool(ear.heard))
+    assert (victim.failures, scheduler.slots_in_use) == ([], 1)
+    engine.open.set()
+    async with asyncio.timeout(30):
+        while scheduler.slots_in_use:
+            await asyncio.sleep(0.005)
+
+
+async def test_closing_waits_for_a_call_that_hangs_no_longer_than_it_may_take(
+    make: Make, engine: GatedEngine
+) -> None:
+    scheduler = make(timeout_seconds=0.2, reload=GatedEngine)
+    await hold_engine(engine, scheduler)
+    async with asyncio.timeout(10):
+        await scheduler.close()
+    assert not engine.open.is_set()
 
 
 async def test_logits_that_are_not_finite_fail_their_sample_alone(make: Make) -> None:

@@ -74,6 +74,25 @@ async def test_a_drain_finishes_the_samples_under_way(start: Start, connect: Con
     await draining
 
 
+async def test_readiness_goes_before_streams_are_told(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start()
+    client = connect(server)
+    drain, seen = server._servicer.drain, []
+
+    async def watched() -> None:
+        seen.append(await health(client, SERVICE))
+        await drain()
+
+    monkeypatch.setattr(server._servicer, "drain", watched)
+    async with client.opened() as idle:
+        draining = asyncio.create_task(server.drain())
+        assert await drained(idle) == Draining(None)
+        assert seen == [NOT_SERVING]
+    await draining
+
+
 async def test_a_draining_server_refuses_new_streams(start: Start, connect: Connect) -> None:
     server = await start()
     client = connect(server)

@@ -64,9 +64,9 @@ class Metered:
             if sample.name == f"neucodex_{name}" and labels.items() <= sample.labels.items()
         )
 
-    def counts(self, name: str, value: float) -> bool:
+    def counts(self, name: str, value: float, **labels: str) -> bool:
         """Say whether a metric has this value."""
-        return self.count(name) == value
+        return self.count(name, **labels) == value
 
 
 class Relay:

@@ -289,7 +289,9 @@ def test_every_key_but_a_few_has_a_flag(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = capsys.readouterr().out
+    patience = {"timestep_deadline_seconds", "reconnect_min_seconds", "reconnect_max_seconds"}
+    breaker = {"breaker_failures", "breaker_probe_seconds"}
     tables = {"source", "energy"}
-    without = {"queue_limit", "reconnect_min_seconds", "reconnect_max_seconds", *tables}
+    without = {"queue_limit", "queue_policy", *patience, *breaker, *tables}
     for key in set(EdgeConfig.__struct_fields__) - without:
         assert f"--{key.replace('_', '-')}" in text

@@ -527,6 +527,61 @@ async def test_a_full_queue_refuses_and_the_samples_in_it_are_answered(edges: Ed
         assert edge.count("edge_samples_dropped_total", reason="queue_full") == 1
 
 
+async def full(edge: Metered) -> tuple[Recording, asyncio.Future[Answer], asyncio.Future[Answer]]:
+    """Fill a queue of one: return the input that holds all up, and both samples' answers."""
+    recording = Recording(edge.loop.spec)
+    held = await edge.loop.put(recording)
+    await until(lambda: edge.loop.queue_depth == 0)
+    return recording, held, await edge.loop.put(png(0))
+
+
+async def test_the_oldest_that_waits_makes_room_if_so_configured(edges: Edges) -> None:
+    how = {"queue_limit": 1, "queue_policy": "drop_oldest"}
+    async with edges(placement="edge_only", **how) as edge:
+        recording, held, oldest = await full(edge)
+        newer = await edge.loop.put(png(1))
+        with pytest.raises(QueueFullError, match="made room for a newer one"):
+            await oldest
+        recording.push(picture(1))
+        recording.end()
+        assert (await held).timesteps_used == (await newer).timesteps_used == 4
+        assert edge.count("edge_queue_full_total", policy="drop_oldest") == 1
+        assert edge.count("edge_samples_dropped_total", reason="queue_full") == 1
+
+
+async def test_callers_wait_for_room_in_their_order_if_so_configured(edges: Edges) -> None:
+    how = {"queue_limit": 1, "queue_policy": "block"}
+    async with edges(placement="edge_only", **how) as edge:
+        recording, held, first = await full(edge)
+        waiting = [asyncio.create_task(edge.loop.put(png(seed))) for seed in (1, 2)]
+        with pytest.raises(SampleError, match="expected room in the queue within 0.1 s"):
+            await edge.loop.put(png(3), deadline_seconds=0.1)
+        assert not any(task.done() for task in waiting)
+        assert edge.loop.queue_depth == 1
+        recording.push(picture(1))
+        recording.end()
+        answers = [held, first, *[await task for task in waiting]]
+        assert {(await answer).timesteps_used for answer in answers} == {4}
+        assert edge.count("edge_queue_full_total", policy="block") == 3
+        assert edge.count("edge_samples_dropped_total") == 0
+
+
+async def test_callers_that_wait_for_room_are_told_when_the_daemon_closes(edges: Edges) -> None:
+    how = {"queue_limit": 1, "queue_policy": "block"}
+    async with edges(placement="edge_only", **how) as edge:
+        recording, held, first = await full(edge)
+        waiting = asyncio.create_task(edge.loop.put(png(1)))
+        await until(lambda: edge.counts("edge_queue_full_total", 1.0))
+        closing = asyncio.create_task(edge.loop.close())
+        for refused in (first, waiting):
+            with pytest.raises(ClosingError):
+                await refused
+        recording.push(picture(1))
+        recording.end()
+        assert (await held).timesteps_used == 4
+        await closing
+
+
 async def test_a_recording_that_stalls_ends_at_the_deadline_even_with_a_fallback(
     edges: Edges,
 ) -> None:

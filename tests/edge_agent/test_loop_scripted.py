@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from edge_agent.breaker import Pace
 from edge_agent.feeds import FrameFeed, frame_feeds
 from edge_agent.inputs import Reader, Worker
+from edge_agent.link import CloudFullError
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.sources.base import Item
 from edge_agent.sources.classify import classify_items
@@ -26,6 +30,7 @@ from shared.messages import (
     Failure,
     Open,
     Opened,
+    ReplyMode,
     Settings,
     Verdict,
 )
@@ -88,23 +93,26 @@ class ScriptedLink:
 class Script(Metered):
     """A loop whose streams are scripted, and the waits between them."""
 
-    def __init__(self, bundle: Bundle, links: list[ScriptedLink], samples_in_flight: int) -> None:
+    def __init__(self, bundle: Bundle, links: list[ScriptedLink], **options: Any) -> None:
         registry = CollectorRegistry()
         metrics = EdgeMetrics(registry, model="tiny")
         reader = Reader(bundle.spec, bundle.manifest.preprocessing, Worker("head"), metrics)
-        options = Options(
+        defaults: dict[str, Any] = {
+            "settings": Settings(alpha=(0.5, 0.5, 0.5)),
+            "deadline_seconds": PATIENCE_SECONDS,
+        }
+        chosen = Options(
             placement=Placement.CO_INFERENCE,
-            settings=Settings(alpha=(0.5, 0.5, 0.5)),
-            samples_in_flight=samples_in_flight,
-            deadline_seconds=PATIENCE_SECONDS,
-            reconnect_min_seconds=1.0,
-            reconnect_max_seconds=4.0,
+            pace=Pace(min_seconds=1.0, max_seconds=4.0, failures=6, probe_seconds=60.0),
+            **(defaults | options),
         )
         self.waits: list[float] = []
+        self.over = math.inf
+        """So many of the waits are over at once, the next one lasts."""
         self._rest = iter(links)
         feeds = partial(frame_feeds, reader)
         loop: EdgeLoop[FrameFeed] = EdgeLoop(
-            bundle, options, feeds, self._next_link, metrics, sleep=self._sleep
+            bundle, chosen, feeds, self._next_link, metrics, sleep=self._sleep
         )
         super().__init__(loop, registry)
 
@@ -113,7 +121,7 @@ class Script(Metered):
 
     async def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
-        await asyncio.sleep(0)
+        await until(lambda: len(self.waits) <= self.over)
 
 
 Scripts = Callable[..., contextlib.AbstractAsyncContextManager[Script]]
@@ -122,9 +130,9 @@ Scripts = Callable[..., contextlib.AbstractAsyncContextManager[Script]]
 @pytest.fixture
 def scripts(tiny_bundle: Bundle) -> Scripts:
     @contextlib.asynccontextmanager
-    async def make(*links: ScriptedLink, samples_in_flight: int = 1) -> AsyncIterator[Script]:
+    async def make(*links: ScriptedLink, **options: Any) -> AsyncIterator[Script]:
         # A last link that never answers, for whatever comes after the script.
-        script = Script(tiny_bundle, [*links, ScriptedLink()], samples_in_flight)
+        script = Script(tiny_bundle, [*links, ScriptedLink()], **options)
         script.loop.start()
         try:
             yield script
@@ -242,6 +250,85 @@ async def test_waits_between_streams_double_up_to_the_limit_with_jitter(scripts:
         last.say(LinkLostError("cut"))
         await until(lambda: len(script.waits) == 6)
         assert script.waits[5] <= 1.0
+
+
+async def test_a_dead_cloud_is_left_alone_and_samples_end_at_once(scripts: Scripts) -> None:
+    lost = [ScriptedLink(LinkLostError("no route")) for _ in range(7)]
+    async with scripts(*lost, deadline_seconds=20.0) as script:
+        script.over = 5
+        waiting = script.loop.submit(picture(0))
+        await until(lambda: script.counts("edge_breaker_state", 1.0, state="open"))
+        with pytest.raises(LinkLostError, match="it is left alone for now: no route"):
+            await script.loop.submit(picture(0))
+        assert not waiting.done()
+        script.over = 7
+        await until(lambda: script.loop.connected)
+        assert all(30 <= wait <= 60 for wait in script.waits[5:])
+        assert script.count("edge_breaker_state", state="closed") == 1
+        waiting.cancel()
+
+
+async def test_a_full_cloud_is_asked_when_it_said_and_not_taken_for_dead(scripts: Scripts) -> None:
+    full = [ScriptedLink(CloudFullError("full", 100.0)) for _ in range(8)]
+    async with scripts(*full) as script:
+        await until(lambda: script.loop.connected)
+        assert all(100 <= wait <= 104 for wait in script.waits)
+        assert script.count("edge_breaker_state", state="closed") == 1
+
+
+@pytest.mark.parametrize("reply_mode", list(ReplyMode))
+async def test_a_cloud_that_owes_a_word_and_is_silent_is_left(
+    scripts: Scripts, reply_mode: ReplyMode
+) -> None:
+    first, second = ScriptedLink(), ScriptedLink()
+    settings = Settings(alpha=(0.5, 0.5, 0.5), reply_mode=reply_mode)
+    patience = {"timestep_deadline_seconds": 0.2, "settings": settings}
+    async with scripts(first, second, **patience) as script:
+        await asyncio.sleep(0.5)  # It owes nothing yet, and may be silent.
+        assert not first.closed
+        future = script.loop.submit(picture(0))
+        await sent(second, 1)
+        assert first.closed
+        assert script.count("edge_replays_total", reason="link_lost") == 1
+        assert script.count("edge_errors_total", code="DEADLINE_EXCEEDED") == 1
+        second.verdict(0, 0)
+        assert (await future).timesteps_used == 1
+
+
+async def test_a_cloud_that_speaks_within_the_limit_is_not_left(scripts: Scripts) -> None:
+    link = ScriptedLink()
+    async with scripts(link, timestep_deadline_seconds=0.4) as script:
+        future = script.loop.submit(picture(0))
+        for timestep in range(3):
+            await sent(link, timestep + 1)
+            await asyncio.sleep(0.25)
+            link.verdict(0, timestep, confidence=0.1)
+        await sent(link, 4)
+        link.verdict(0, 3)
+        assert (await future).timesteps_used == 4
+        assert script.count("edge_retries_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "confidence", "deviations"),
+    [(1, 0.3, 0), (1, 0.30009, 0), (1, 0.3002, 1), (2, 0.3, 1)],
+)
+async def test_verdicts_on_a_sample_sent_again_that_differ_are_counted(
+    scripts: Scripts, label: int, confidence: float, deviations: int
+) -> None:
+    first, second = ScriptedLink(), ScriptedLink()
+    async with scripts(first, second) as script:
+        future = script.loop.submit(picture(0))
+        await sent(first, 1)
+        first.verdict(0, 0, confidence=0.3)
+        await sent(first, 2)
+        first.say(LinkLostError("cut"))
+        await sent(second, 1)
+        second.verdict(0, 0, confidence=confidence, label=label)
+        await sent(second, 2)
+        second.verdict(0, 1)
+        assert (await future).timesteps_used == 2
+        assert script.count("edge_replay_deviations_total") == deviations
 
 
 async def test_more_samples_in_flight_than_asked_for_are_refused(scripts: Scripts) -> None:
