@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,10 @@ class Context:
     def peer(self) -> str:
         """Return who it is."""
         return "fuzz"
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Return what the connection showed: no certificate."""
+        return {}
 
 
 @dataclass
