@@ -23,6 +23,8 @@ LIFE_JITTER = 0.2
 apart."""
 FEWEST_SWEPT = 64
 
+_UNITS = {RejectReason.EDGE_SAMPLES: "samples", RejectReason.EDGE_BYTES: "bytes"}
+
 Clock = Callable[[], float]
 
 
@@ -35,7 +37,7 @@ class Bucket:
     """
 
     def __init__(self, per_second: float, clock: Clock) -> None:
-        self._per_second = per_second
+        self.per_second = per_second
         self._most = max(1.0, BURST_SECONDS * per_second)
         self._clock = clock
         self._level = self._most
@@ -48,7 +50,7 @@ class Bucket:
     @property
     def wait_seconds(self) -> float:
         """How long until there is one to take; 0 if there is."""
-        return max(0.0, (1 - self._filled()) / self._per_second)
+        return max(0.0, (1 - self._filled()) / self.per_second)
 
     @property
     def is_full(self) -> bool:
@@ -57,7 +59,7 @@ class Bucket:
 
     def _filled(self) -> float:
         now = self._clock()
-        self._level += (now - self._filled_at) * self._per_second
+        self._level += (now - self._filled_at) * self.per_second
         self._level, self._filled_at = min(self._most, self._level), now
         return self._level
 
@@ -83,22 +85,21 @@ class _Account:
 
     def hold(self) -> Hold | None:
         """Return why no sample may begin now; None if one may."""
-        for reason, bucket in self.buckets.items():
-            seconds = bucket.wait_seconds
-            if seconds > 0:
-                return Hold(reason, _TEXTS[reason], seconds)
-        return None
+        held = (self.hold_of(reason) for reason in self.buckets)
+        return next((hold for hold in held if hold is not None), None)
+
+    def hold_of(self, reason: RejectReason) -> Hold | None:
+        """Return what holds this edge back for one reason; None if that does not."""
+        bucket = self.buckets.get(reason)
+        if bucket is None or not (seconds := bucket.wait_seconds):
+            return None
+        message = f"expected at most {bucket.per_second:g} {_UNITS[reason]} per second of one edge"
+        return Hold(reason, f"{message}, got more", seconds)
 
     @property
     def is_idle(self) -> bool:
         """Whether it is as that of an edge never seen."""
         return not self.streams and all(bucket.is_full for bucket in self.buckets.values())
-
-
-_TEXTS = {
-    RejectReason.EDGE_SAMPLES: "this edge begins more samples per second than it may",
-    RejectReason.EDGE_BYTES: "this edge sends more bytes per second than it may",
-}
 
 
 class Visit:
@@ -123,13 +124,10 @@ class Visit:
     def received(self, size_bytes: int) -> None:
         """A message came; AdmissionError if the edge is too far ahead of its rate of bytes."""
         self.heard_at = self._clock()
-        bucket = self._account.buckets.get(RejectReason.EDGE_BYTES)
-        if bucket is None:
-            return
-        if bucket.wait_seconds > MOST_DEBT_SECONDS:
-            reason = RejectReason.EDGE_BYTES
-            raise AdmissionError(reason, _TEXTS[reason], bucket.wait_seconds)
-        bucket.take(size_bytes)
+        hold = self._account.hold_of(RejectReason.EDGE_BYTES)
+        if hold is not None and hold.seconds > MOST_DEBT_SECONDS:
+            raise AdmissionError(RejectReason.EDGE_BYTES, hold.message, hold.seconds)
+        self._account.take(RejectReason.EDGE_BYTES, size_bytes)
 
     def hold(self) -> Hold | None:
         """Return why no sample of this edge may begin now; None if one may."""

@@ -30,6 +30,7 @@ from tests.conftest import Certificates
 
 Connect = Callable[[CloudServer], Client]
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+TOO_MANY_BYTES = "expected at most 300 bytes per second of one edge, got more"
 
 
 async def counted(server: CloudServer, reason: str) -> float:
@@ -100,7 +101,7 @@ async def test_more_samples_per_second_than_allowed_are_told_to_wait(
             assert len(await edge.run(number, random_codes(client.bundle, number))) == 4
         number, failure = await until_held(edge, 2)
         assert failure.code is SampleCode.NO_SLOT
-        assert failure.message == "this edge begins more samples per second than it may"
+        assert failure.message == "expected at most 2 samples per second of one edge, got more"
         assert 0 < failure.retry_after_seconds <= 0.5
         await asyncio.sleep(failure.retry_after_seconds)
         assert len(await edge.run(number, random_codes(client.bundle, number))) == 4
@@ -118,7 +119,7 @@ async def test_who_is_ahead_in_bytes_waits_and_who_goes_on_is_cut_off(
         number, failure = await until_held(edge, 0)
         assert number > 1  # A burst was allowed.
         assert failure.code is SampleCode.NO_SLOT
-        assert failure.message == "this edge sends more bytes per second than it may"
+        assert failure.message == TOO_MANY_BYTES
         assert failure.retry_after_seconds > 0
         # Ahead by more than ten seconds, and then another message. Few of them: the client library
         # calls a stream INTERNAL that ends while it is being written to.
@@ -126,7 +127,7 @@ async def test_who_is_ahead_in_bytes_waits_and_who_goes_on_is_cut_off(
         await edge.send(*first[:100])
         await edge.send(first[100])
         code, details, hint = await refusal(edge)
-    assert (code, details) == (EXHAUSTED, "this edge sends more bytes per second than it may")
+    assert (code, details) == (EXHAUSTED, TOO_MANY_BYTES)
     assert hint > 10
     async with client.stream() as again:
         assert (await refusal(again))[0] is EXHAUSTED
