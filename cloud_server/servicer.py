@@ -134,9 +134,9 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             try:
                 place.enter_context(self._admission.stream(rpc_))
             except AdmissionError:
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(TimeoutError, ProtocolError):
                     async with asyncio.timeout(HEAR_OUT_SECONDS):
-                        await context.read()
+                        await _message(context)
                 raise
             yield
 
