@@ -152,9 +152,9 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
                 place.enter_context(self._admission.stream(rpc_))
                 visit = place.enter_context(self._limits.visit(edge))
             except AdmissionError:
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(TimeoutError, ProtocolError):
                     async with asyncio.timeout(HEAR_OUT_SECONDS):
-                        await context.read()
+                        await _message(context)
                 raise
             logger.debug("%s: a stream of %s", context.peer(), edge.name)
             yield visit

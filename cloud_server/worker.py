@@ -7,12 +7,14 @@ keep the process from ending.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+_Todo = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
 class Worker:
@@ -25,9 +27,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = (
-            SimpleQueue()
-        )
+        self._calls: SimpleQueue[_Todo | None] = SimpleQueue()
 
     def run(self, call: Callable[[], R]) -> asyncio.Future[R]:
         """Return the future of a call's result, or of whatever it raises."""
@@ -42,17 +42,24 @@ class Worker:
         self._calls.put(None)
 
     def _work(self) -> None:
-        while (todo := self._calls.get()) is not None:
-            future, call = todo
-            try:
-                outcome = call()
-            except BaseException as error:
-                self._tell(_fail, future, error)
-            else:
-                self._tell(_settle, future, outcome)
+        while self._do(self._calls.get()):
+            pass
+
+    def _do(self, todo: _Todo | None) -> bool:
+        """Do one call; by itself, so that an idle thread holds nothing of the last one."""
+        if todo is None:
+            return False
+        future, call = todo
+        try:
+            outcome = call()
+        except BaseException as error:
+            self._tell(_fail, future, error)
+        else:
+            self._tell(_settle, future, outcome)
+        return True
 
     def _tell(self, tell: Callable[[asyncio.Future[Any], Any], None], *told: Any) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
             self._loop.call_soon_threadsafe(tell, *told)
 
 

@@ -52,7 +52,12 @@ class Edge:
     def __init__(self, address: str, *, timeout_seconds: float = 60.0) -> None:
         self._address = address
         self._timeout_seconds = timeout_seconds
-        options = [("grpc.max_send_message_length", wire.MAX_INPUT_BYTES + (1 << 20))]
+        options = [
+            ("grpc.max_send_message_length", wire.MAX_INPUT_BYTES + (1 << 20)),
+            # A daemon that was restarted is found at once, not after gRPC's minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
         self._channel = grpc.insecure_channel(address, options=options)
         self._classify: Any = self._channel.unary_unary(
             SERVICE + "Classify",

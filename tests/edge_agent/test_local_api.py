@@ -373,3 +373,36 @@ def test_the_client_says_that_no_daemon_is_there(tmp_path: Path) -> None:
             edge.classify(png(0))
         with pytest.raises(NeucodexError, match="none.sock"):
             list(edge.classify_stream([png(0)]))
+
+
+async def test_a_full_queue_slows_callers_down_if_so_configured(services: Services) -> None:
+    async with services(queue_limit=1, queue_policy="block") as service:
+        held = await service.hold()
+        calls = [service.classify(whole(png(seed)).whole) for seed in range(4)]
+        stream = service.stream()
+        for seed in range(6):
+            await stream.write(whole(png(seed)))
+        await stream.done_writing()
+        await until(lambda: service.waits_for(1))
+        held.cancel()
+        assert {reply.timesteps_used for reply in await asyncio.gather(*calls)} == {4}
+        replies = [reply async for reply in stream]
+        assert [(reply.error, reply.timesteps_used) for reply in replies] == [("", 4)] * 6
+
+
+async def test_a_client_finds_its_daemon_again_after_a_restart(services: Services) -> None:
+    async with services() as service:
+        edge = Edge(service.address)
+        expected = essence(await asyncio.to_thread(edge.classify, png(0)))
+    with pytest.raises(LinkLostError):
+        await asyncio.to_thread(edge.classify, png(0))
+
+    async def ask() -> tuple[int, int]:
+        while True:
+            with contextlib.suppress(LinkLostError):
+                return essence(await asyncio.to_thread(edge.classify, png(0)))
+            await asyncio.sleep(0.05)
+
+    async with services(), asyncio.timeout(10):
+        assert await ask() == expected
+    edge.close()
