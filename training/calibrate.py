@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.engine.base import Array, Engine, zero_state
-from shared.engine.onnx_runtime import load_engine
+from shared.engine.base import Array, zero_state
+from shared.engine.onnx_runtime import CountingEngine, load_counting_engine
 from shared.engine.torch_engine import PARTS, load_network
 from shared.exit_rule import Confidence, decide, expand_alpha
 from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, pick_alpha
@@ -21,7 +21,7 @@ from shared.model.preprocessing import prepare
 from shared.model.spec import NetworkSpec
 from training.data.labelled import LabelledData
 from training.loss_budget import BudgetAlpha, Outcomes, keep_budgets
-from training.operations import count_operations
+from training.operations import Counts, counting_graph
 from training.progress import SILENT, Progress
 
 BATCH = 250
@@ -69,6 +69,8 @@ class Run(NamedTuple):
     """float32, ``[T, N, K]``."""
     firing_rates: dict[str, float]
     """Mean spikes per neuron and timestep, by LIF layer."""
+    counts: tuple[Counts, ...]
+    """Operations, by engine of the chain."""
 
 
 class Decisions(NamedTuple):
@@ -83,7 +85,7 @@ class Decisions(NamedTuple):
 class NamedEngine(NamedTuple):
     """An engine, and of each of its membrane arrays the name and the threshold."""
 
-    engine: Engine
+    engine: CountingEngine
     thresholds: dict[str, Array]
     """float32, by name in the engine's order; each broadcasts to its membrane array."""
 
@@ -119,21 +121,33 @@ def run_engines(
     """
     logits: list[Array] = []
     spikes: dict[str, float] = {}
+    counted: list[list[Array]] = [[] for _ in engines]
     progress.begin("samples through the engines", -(-len(frames) // BATCH))
     for batch in batches(frames, spec, preprocessing):
         states = [zero_state(named.engine, len(batch[0])) for named in engines]
         outputs: list[list[Array]] = [[] for _ in engines]
+        operations: list[list[Array]] = [[] for _ in engines]
         for x in batch:
             for index, named in enumerate(engines):
-                x, states[index] = named.engine.step(x, states[index])
+                x, states[index], found = named.engine.count(x, states[index])
                 _count_spikes(spikes, named.thresholds, states[index])
                 outputs[index].append(x)
+                operations[index].append(found)
         if between is not None:
             between(np.stack(outputs[0]))
         logits.append(np.stack(outputs[-1]))
+        for index, steps in enumerate(operations):
+            counted[index].append(np.stack(steps))
         progress.advance()
-    steps = len(frames) * spec.timesteps
-    return Run(np.concatenate(logits, axis=1), {name: n / steps for name, n in spikes.items()})
+    count = len(frames) * spec.timesteps
+    return Run(
+        np.concatenate(logits, axis=1),
+        {name: fired / count for name, fired in spikes.items()},
+        tuple(
+            Counts.of(named.engine, np.concatenate(each, axis=1))
+            for named, each in zip(engines, counted, strict=True)
+        ),
+    )
 
 
 def _count_spikes(
@@ -256,7 +270,8 @@ def calibrate(
     tests = {each.name: each.test for each in found}
     default_alpha = pick_alpha(DEFAULT_BUDGET_POINTS, alpha, tests)
     rates = compressed.firing_rates
-    counts = count_operations(bundle, batches(testing.frames, spec, preprocessing))
+    whole = [named_engine(bundle, "whole", threads)]
+    uncompressed = run_engines(whole, testing.frames, spec, preprocessing, progress=progress)
     return Calibration(
         temperature=temperature,
         alpha=alpha,
@@ -264,7 +279,12 @@ def calibrate(
         default_alpha=default_alpha,
         exit_distribution=tests[default_alpha].exit_distribution,
         firing_rates=rates | {"code": rates[CODE_LAYER]},
-        operations={part: each.per_timestep() for part, each in counts.items()},
+        operations={
+            part: counts.per_timestep()
+            for part, counts in zip(
+                ("head", "tail", "whole"), (*compressed.counts, *uncompressed.counts), strict=True
+            )
+        },
         images=len(testing.labels),
         fitting_images=len(fitting.labels),
     )
@@ -321,7 +341,7 @@ def head_codes(bundle: Bundle, frames: NDArray[np.uint8], threads: int = 1) -> N
 
 
 def named_engine(bundle: Bundle, part: PartName, threads: int = 1) -> NamedEngine:
-    """Load a part with the engine that serves."""
+    """Load a part with the engine that serves, its graph made to count operations."""
     chains = PARTS[part](load_network(bundle)).chains
     thresholds = {
         name: np.asarray(module.threshold, np.float32)
@@ -329,9 +349,9 @@ def named_engine(bundle: Bundle, part: PartName, threads: int = 1) -> NamedEngin
         if isinstance(module, LIF)
     }
     states = [state.name for state in bundle.part(part).states]
-    return NamedEngine(
-        load_engine(bundle, part, threads=threads), {name: thresholds[name] for name in states}
-    )
+    graph = counting_graph(bundle.read(bundle.part(part).graph))
+    engine = load_counting_engine(bundle, part, graph, threads=threads)
+    return NamedEngine(engine, {name: thresholds[name] for name in states})
 
 
 def distribution(exit_at: NDArray[np.int64], timesteps: int) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """Evaluate a bundle on a whole test set.
 
-Accuracy and bytes come from the engines, the exit rule and the codecs that serve; operations are
-counted on the same network in PyTorch.
+Accuracy, operations and bytes come from the engines, the exit rule and the codecs that serve.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ from shared.errors import ConfigError
 from shared.exit_rule import Confidence, expand_alpha
 from shared.model.bundle import WEIGHTS, Bundle, Calibration, Manifest, Operations, PartName
 from training.calibrate import (
-    BATCH,
     CODE_LAYER,
     Decisions,
     LabelledFrames,
     Run,
-    batches,
     distribution,
     exit_accuracy,
     exit_timesteps,
@@ -33,8 +30,8 @@ from training.calibrate import (
     named_engine,
     run_engines,
 )
-from training.operations import Counts, count_operations
-from training.progress import SILENT, Progress, told
+from training.operations import Counts
+from training.progress import SILENT, Progress
 
 
 class EarlyExit(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,12 +211,11 @@ def run_networks(
         [head, tail], frames, spec, preprocessing, progress=progress, between=encode
     )
     uncompressed = run_engines([whole], frames, spec, preprocessing, progress=progress)
-    prepared = batches(frames, spec, preprocessing)
-    steps = math.ceil(len(frames) / BATCH)
+    (head_counts, tail_counts), (whole_counts,) = compressed.counts, uncompressed.counts
     return Ran(
         compressed,
         uncompressed,
-        count_operations(bundle, told(progress, "operations counted", prepared, steps)),
+        {"head": head_counts, "tail": tail_counts, "whole": whole_counts},
         {name: np.concatenate(each, axis=1) for name, each in sizes.items()},
     )
 

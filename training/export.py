@@ -26,6 +26,7 @@ from shared.errors import BundleError, ConfigError
 from shared.model.bundle import (
     CALIBRATION,
     CODEC_TABLES,
+    HEAD_OPERATIONS,
     MANIFEST,
     WEIGHTS,
     Bundle,
@@ -45,6 +46,7 @@ from training.evaluate import Evaluation
 from training.fit import CHECKPOINT, load_checkpoint
 from training.fit_codec import fit_tables
 from training.graphs import Border, ExportError, Slice, part_graph, refer_to_weights
+from training.operations import counting_graph
 from training.progress import SILENT, Progress
 from training.recipe import RECIPE, load_recipe
 from training.recipe_data import TrainingData
@@ -183,6 +185,7 @@ def export_network(
         model, parts[name] = part_graph(part, name, border, names)
         refer_to_weights(model, slices, WEIGHTS)
         files[parts[name].graph] = model.SerializeToString(deterministic=True)
+    files[HEAD_OPERATIONS] = counting_graph(files[parts["head"].graph])
     return parts, files
 
 

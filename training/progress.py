@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -14,7 +14,6 @@ from rich.progress import Progress as RichProgress
 log = logging.getLogger(__name__)
 
 LINE_EVERY_STEPS = 50
-Item = TypeVar("Item")
 
 
 class Progress(Protocol):
@@ -78,14 +77,6 @@ class Bars:
         """Move the bar."""
         if self._task is not None:
             self._progress.update(self._task, advance=1, note=note)
-
-
-def told(progress: Progress, what: str, items: Iterable[Item], steps: int) -> Iterator[Item]:
-    """Yield the items of a piece of work; each is a step, done when the next is asked for."""
-    progress.begin(what, steps)
-    for item in items:
-        yield item
-        progress.advance()
 
 
 @contextmanager

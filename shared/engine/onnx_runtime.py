@@ -10,13 +10,17 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from shared.engine.base import DTYPES, Array, Shape, State, check_step
 from shared.errors import BundleError, EngineError
 from shared.model.bundle import WEIGHTS, Bundle, PartName, PartSpec, TensorSpec
 
 ELEMENT_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+OPERATIONS = "operations"
+"""Output of a graph that counts: float64 ``[N, 2]``, multiply-accumulates and accumulates."""
 
 
 def load_engine(bundle: Bundle, part: PartName, *, threads: int = 1) -> OnnxEngine:
@@ -31,21 +35,46 @@ def load_engine(bundle: Bundle, part: PartName, *, threads: int = 1) -> OnnxEngi
         BundleError: the part is absent or damaged, or its graph is not what the manifest says.
         ValueError: ``threads`` below 1.
     """
+    spec = bundle.part(part)
+    session = _session(bundle, spec.graph, bundle.read(spec.graph), threads)
+    _check_border(bundle, part, session)
+    return OnnxEngine(session, part, spec)
+
+
+def load_counting_engine(
+    bundle: Bundle, part: PartName, graph: bytes, *, threads: int = 1
+) -> CountingEngine:
+    """Load a graph of a part that counts its operations, too.
+
+    Args:
+        bundle: where the weights are read from, verified.
+        part: ``head``, ``tail`` or ``whole``.
+        graph: of that part, with the output :data:`OPERATIONS`.
+        threads: CPU threads of one call.
+
+    Raises:
+        BundleError: the graph is none of this part that counts.
+        ValueError: ``threads`` below 1.
+    """
+    session = _session(bundle, f"{part} with {OPERATIONS}", graph, threads)
+    _check_border(bundle, part, session, {OPERATIONS: ("tensor(double)", (2,))})
+    return CountingEngine(session, part, bundle.part(part))
+
+
+def _session(bundle: Bundle, name: str, graph: bytes, threads: int) -> ort.InferenceSession:
+    """Build a session from a graph's bytes and the bundle's weights."""
     if threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
-    spec = bundle.part(part)
-    graph, weights = bundle.read(spec.graph), bundle.read(WEIGHTS)
-    options = _options(threads)
+    weights, options = bundle.read(WEIGHTS), _options(threads)
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime's exceptions share no base but Exception.
-        raise BundleError(f"{bundle.path / spec.graph}: {error}") from error
-    _check_border(bundle, part, session)
-    del graph, weights, options
+        raise BundleError(f"{bundle.path / name}: {error}") from error
+    del weights, options
     _return_freed_memory()
-    return OnnxEngine(session, part, spec)
+    return session
 
 
 class OnnxEngine:
@@ -84,15 +113,33 @@ class OnnxEngine:
 
     def step(self, x: Array, state: State) -> tuple[Array, State]:
         """Run one timestep; see :meth:`shared.engine.base.Engine.step`."""
+        output, *after = self._run(self._outputs, x, state)
+        return output, tuple(after)
+
+    def _run(self, outputs: list[str], x: Array, state: State) -> list[Array]:
         check_step(self, self._input_dtype, x, state)
         feed = dict(zip(self._state_names, state, strict=True))
         feed[self._input_name] = x
         try:
-            output, *after = self._session.run(self._outputs, feed)
+            found: list[Array] = self._session.run(outputs, feed)
         except Exception as error:
             # The runtime's exceptions share no base but Exception.
             raise EngineError(f"ONNX Runtime failed: {error}") from error
-        return output, tuple(after)
+        return found
+
+
+class CountingEngine(OnnxEngine):
+    """An engine that can count the operations of a timestep, besides; see :class:`OnnxEngine`."""
+
+    def count(self, x: Array, state: State) -> tuple[Array, State, NDArray[np.float64]]:
+        """Run one timestep; see :meth:`shared.engine.base.Engine.step`.
+
+        Returns:
+            ``(y, state, operations)``: what ``step`` gives, and for every sample its
+            multiply-accumulates and accumulates, float64 ``[N, 2]``.
+        """
+        output, *after, operations = self._run([*self._outputs, OPERATIONS], x, state)
+        return output, tuple(after), operations
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -118,15 +165,30 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _check_border(bundle: Bundle, part: PartName, session: ort.InferenceSession) -> None:
-    """Refuse a graph whose inputs and outputs are not those of the manifest."""
+Border = dict[str, tuple[str, Shape]]
+
+
+def _check_border(
+    bundle: Bundle,
+    part: PartName,
+    session: ort.InferenceSession,
+    more_outputs: Border | None = None,
+) -> None:
+    """Refuse a graph whose inputs and outputs are not those of the manifest, and some more."""
     spec = bundle.part(part)
     input_type, output_type = (ELEMENT_TYPES[dtype.name] for dtype in DTYPES[part])
-    for kind, nodes, main, main_type, states in (
-        ("inputs", session.get_inputs(), spec.input, input_type, spec.states),
-        ("outputs", session.get_outputs(), spec.output, output_type, spec.next_states),
+    for kind, nodes, main, main_type, states, more in (
+        ("inputs", session.get_inputs(), spec.input, input_type, spec.states, {}),
+        (
+            "outputs",
+            session.get_outputs(),
+            spec.output,
+            output_type,
+            spec.next_states,
+            more_outputs or {},
+        ),
     ):
-        expected = {main.name: (main_type, main.shape)} | _float_tensors(states)
+        expected = {main.name: (main_type, main.shape)} | _float_tensors(states) | more
         found = {node.name: (node.type, tuple(node.shape[1:])) for node in nodes}
         if found != expected or not all(_has_batch_axis(node) for node in nodes):
             raise BundleError(
@@ -135,7 +197,7 @@ def _check_border(bundle: Bundle, part: PartName, session: ort.InferenceSession)
             )
 
 
-def _float_tensors(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[str, Shape]]:
+def _float_tensors(tensors: tuple[TensorSpec, ...]) -> Border:
     return {tensor.name: (ELEMENT_TYPES["float32"], tensor.shape) for tensor in tensors}
 
 

@@ -5,6 +5,7 @@
     manifest.json        spec, preprocessing, labels, parts, codec, SHA-256 of every other file
     head.onnx            edge: input to code              tail.onnx   cloud: code to logits
     whole.onnx           optional: the network before the bottleneck was inserted
+    head_operations.onnx optional: head.onnx that counts its operations, too
     weights.safetensors  all weights, once (the graphs refer into it), float16 or float32
     codec.npz            optional: integer tables of the context codecs
     calibration.json     temperature, alpha, exit distribution, firing rates, operation counts
@@ -36,6 +37,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.json"
 CODEC_TABLES = "codec.npz"
+HEAD_OPERATIONS = "head_operations.onnx"
+"""Its outputs are those of the head, and ``operations``, see :mod:`shared.engine.onnx_runtime`."""
 MAX_FILE_BYTES = 1 << 30
 """A bundle file larger than this is refused unread."""
 
@@ -249,6 +252,10 @@ class Bundle:
         """Say whether the part is described and its graph is on this machine."""
         described = self.manifest.parts.get(part)
         return described is not None and (self.path / described.graph).is_file()
+
+    def has_file(self, name: str) -> bool:
+        """Say whether a file is listed in the manifest and on this machine."""
+        return name in self.manifest.files and (self.path / name).is_file()
 
     def part(self, part: PartName) -> PartSpec:
         """Return the description of a part; BundleError if there is none."""
