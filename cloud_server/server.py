@@ -22,6 +22,7 @@ from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
 from shared import rpc
 from shared.energy.meter import Meter
+from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import CloudMetrics, MetricsServer, serve
 from shared.tcp_info import WireCounter
@@ -98,7 +99,7 @@ async def create(config: CloudConfig) -> CloudServer:
         EngineError: the configured device cannot be used.
     """
     registry = CollectorRegistry()
-    metrics = CloudMetrics(registry)
+    metrics = CloudMetrics(registry, load_model(config.energy))
     store = ModelStore(config, metrics)
     servicer = CoInference(store, config, metrics)
     server = rpc.server()

@@ -20,13 +20,13 @@ from edge_agent.loop import EdgeLoop, Options
 from edge_agent.observer import Model, Observer
 from edge_agent.tuner import Here, Tuner, Wishes
 from shared.codec.packet import Checksum
-from shared.energy import operations as energy
+from shared.energy.operations import load_model
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, parse_address
-from shared.model.bundle import Bundle, Calibration, PartName
+from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 
 
@@ -56,6 +56,7 @@ class Kit:
         is_remote = config.placement == "co_inference"
         return feeds.Head(
             engine=self.load("head"),
+            counting=self._counting(),
             spec=self.bundle.spec,
             operations=self.calibration.operations["head"],
             worker=self.worker,
@@ -63,6 +64,18 @@ class Kit:
             checksum=Checksum(config.checksum) if is_remote else Checksum.NONE,
             metrics=self.metrics,
         )
+
+    def _counting(self) -> feeds.Counting | None:
+        """Return what counts the head's operations, where bundle, engine and settings allow."""
+        config, bundle = self.config, self.bundle
+        every = config.energy.count_every
+        if not every or config.engine != "onnxruntime" or not bundle.has_file(HEAD_OPERATIONS):
+            return None
+        from shared.engine.onnx_runtime import load_counting_engine
+
+        graph = bundle.read(HEAD_OPERATIONS)
+        engine = load_counting_engine(bundle, "head", graph, threads=config.threads)
+        return feeds.Counting(engine, every)
 
     def options(self, settings: Settings) -> Options:
         """Return the loop's options."""
@@ -95,6 +108,7 @@ class Kit:
     ) -> Tuner:
         """Return what chooses the settings that the configuration leaves open."""
         config, operations = self.config, self.calibration.operations
+        energy = load_model(config.energy)
         here = None
         if config.choose_local and fallback is not None:
             here = Here(rehearse=fallback.rehearse, probing=partial(describing, config.cloud))

@@ -295,7 +295,7 @@ async def _classify_here(arguments: argparse.Namespace) -> list[Outcome]:
 
     no_cloud = arguments.config is None and arguments.cloud is None
     placement = "edge_only" if no_cloud and arguments.placement is None else arguments.placement
-    config = load_config(arguments, placement=placement)
+    config = load_config(arguments, placement=placement).uncounted
     bundle = Bundle(Path(config.bundle))
     loop = build_loop(config, bundle, EdgeMetrics(CollectorRegistry(), model=bundle.manifest.name))
     loop.start()

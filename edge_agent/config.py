@@ -125,6 +125,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
 
     @property
+    def uncounted(self) -> EdgeConfig:
+        """The same without operations counted: for runs that are short, or timed."""
+        energy = msgspec.structs.replace(self.energy, count_every=0)
+        return msgspec.structs.replace(self, energy=energy)
+
+    @property
     def goal(self) -> Goal:
         """What the policy is to reach."""
         return Goal(

@@ -21,6 +21,7 @@ from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
 from edge_agent.sources.classify import classify_items, open_results
+from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
 from shared.model.bundle import Bundle
@@ -80,7 +81,8 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     """Run a daemon for the length of a block; errors as :func:`run`."""
     bundle = Bundle(Path(config.bundle))
     registry = CollectorRegistry()
-    metrics = EdgeMetrics(registry, model=bundle.manifest.name)
+    energy = load_model(config.energy)
+    metrics = EdgeMetrics(registry, model=bundle.manifest.name, energy=energy)
     items = None if config.source is None else open_source(config.source)
     loop = build_loop(config, bundle, metrics)
     about = About(

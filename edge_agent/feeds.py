@@ -19,10 +19,10 @@ from edge_agent.session import SendPacket
 from shared import wire
 from shared.codec.codecs import Codec, get_codec
 from shared.codec.packet import Checksum, Header, Kind, SampleEncoder
-from shared.engine.base import Engine, zero_state
+from shared.engine.base import CountingEngine, Engine, zero_state
 from shared.errors import InputError
 from shared.messages import Settings
-from shared.metrics import EdgeMetrics, EdgeStage, Part
+from shared.metrics import Basis, EdgeMetrics, EdgeStage, Part
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 
@@ -60,13 +60,34 @@ class Feed(Protocol):
         ...
 
 
+class Counting:
+    """Picks the samples whose operations are counted: the first, and one in every so many.
+
+    Args:
+        engine: of the head.
+        every: how many.
+    """
+
+    def __init__(self, engine: CountingEngine, every: int) -> None:
+        self._engine = engine
+        self._every = every
+        self._samples = 0
+
+    def pick(self) -> CountingEngine | None:
+        """Return the engine for the next sample if it is one of them."""
+        self._samples += 1
+        return self._engine if (self._samples - 1) % self._every == 0 else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """Head and encoder as all samples share them."""
 
     engine: Engine
+    counting: Counting | None
     spec: NetworkSpec
     operations: Operations
+    """Mean of one timestep."""
     worker: Worker
     codecs: Mapping[str, Codec]
     checksum: Checksum
@@ -86,6 +107,7 @@ class HeadFeed:
         self._head = head
         self._frames = frames
         self._latency = latency
+        self._counting = None if head.counting is None else head.counting.pick()
         self._state = zero_state(head.engine, 1)
         self._codes: list[NDArray[np.uint8]] = []
         self._encoder: SampleEncoder | None = None
@@ -98,18 +120,25 @@ class HeadFeed:
     async def compute(self, timestep: int) -> None:
         """Run head and encoder on the timestep's frame."""
         frame = await self._frames.at(timestep)
-        seconds, code = await self._head.worker.run(self._step, frame[np.newaxis])
+        seconds, code, counted = await self._head.worker.run(self._step, frame[np.newaxis])
         self._codes.append(code)
         self._latency.head_seconds += seconds
         metrics = self._head.metrics
         metrics.stage(EdgeStage.HEAD, seconds)
         metrics.spikes(int(np.count_nonzero(code)), code.size)
-        metrics.operations(Part.HEAD, self._head.operations, 1)
+        if counted is None:
+            metrics.operations(Part.HEAD, self._head.operations, 1)
+        else:
+            metrics.operations(Part.HEAD, counted, 1, Basis.COUNTED)
 
-    def _step(self, x: NDArray[np.float32]) -> tuple[float, NDArray[np.uint8]]:
-        began = perf_counter()
-        code, self._state = self._head.engine.step(x, self._state)
-        return perf_counter() - began, code[0]
+    def _step(self, x: NDArray[np.float32]) -> tuple[float, NDArray[np.uint8], Operations | None]:
+        began, counted = perf_counter(), None
+        if self._counting is None:
+            code, self._state = self._head.engine.step(x, self._state)
+        else:
+            code, self._state, ((mac, ac),) = self._counting.count(x, self._state)
+            counted = Operations(mac=mac, ac=ac, neuron=self._head.operations.neuron)
+        return perf_counter() - began, code[0], counted
 
     async def code(self, timestep: int) -> NDArray[np.uint8]:
         """Return the code of a timestep, uint8 ``[C', H', W']``, computing it if need be."""

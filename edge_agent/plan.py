@@ -36,7 +36,7 @@ from edge_agent.survey import Measured, Surveyor, Upload, inputs_for
 from protos import co_inference_pb2 as pb
 from shared.codec.packet import MAX_TIMESTEPS, Checksum
 from shared.config import Value
-from shared.energy import operations as energy
+from shared.energy.operations import load_model
 from shared.errors import ConfigError, LinkLostError
 from shared.metrics import Placement
 from shared.model.bundle import Bundle
@@ -162,6 +162,7 @@ def _ways(config: EdgeConfig, bundle: Bundle, measured: Measured) -> Iterator[_W
     """Yield what can be expected from what was measured."""
     calibration, timesteps = bundle.calibration(), bundle.spec.timesteps
     alpha = choose_alpha(config, calibration, timesteps).values
+    energy = load_model(config.energy)
     joules = {part: energy.joules(each, 1) for part, each in calibration.operations.items()}
     conditions = Conditions(
         exits=exit_shares(calibration, alpha),

@@ -113,7 +113,7 @@ class Surveyor:
 
     def __init__(self, config: EdgeConfig, bundle: Bundle, arrays: Sequence[Array]) -> None:
         self._config = replace(
-            config,
+            config.uncounted,
             bundle=str(bundle.path),
             loss_budget=None,
             window=1,

@@ -32,8 +32,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from shared.codec import native
-from shared.energy import operations as energy
 from shared.energy.meter import Component, Meter, Source
+from shared.energy.operations import EnergyModel, ModelSource, default_model
 from shared.errors import ConfigError, SampleCode, SensorReason
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
@@ -42,6 +42,8 @@ from shared.tcp_info import Totals
 
 NAMESPACE = "neucodex"
 OTHER = "other"
+RADIO = "radio"
+"""Component of modelled energy that is no part of the network."""
 MAX_NAMES = 32
 """Model names told apart; further ones count as ``other``."""
 MAX_SHOWN = 16
@@ -150,6 +152,17 @@ class OperationKind(StrEnum):
     MAC = "mac"
     AC = "ac"
     NEURON = "neuron"
+
+
+class Basis(StrEnum):
+    """What a modelled figure rests on."""
+
+    COUNTED = "counted"
+    """Operations counted in this very sample."""
+    CALIBRATED = "calibrated"
+    """The bundle's means."""
+    BYTES = "bytes"
+    """Messages sent and received."""
 
 
 class FallbackReason(StrEnum):
@@ -391,15 +404,22 @@ class Family:
 SHARED_FAMILIES: Mapping[str, Family] = {
     "synaptic_operations_total": Family(
         Counter,
-        "Operations of the network parts computed here, from the bundle's mean counts: "
-        "accumulates (ac), multiply-accumulates (mac), membrane updates (neuron).",
-        {**_MODEL, "part": Part, "kind": OperationKind},
+        "Operations of the network parts computed here: accumulates (ac), multiply-accumulates "
+        "(mac), membrane updates (neuron); counted in the sample, or calibrated: the bundle's "
+        "mean.",
+        {
+            **_MODEL,
+            "part": Part,
+            "kind": OperationKind,
+            "source": (Basis.COUNTED, Basis.CALIBRATED),
+        },
     ),
     "modelled_energy_joules_total": Family(
         Counter,
-        "Energy COMPUTED from operation counts at 45 nm arithmetic cost, memory and idle power "
-        "left out. Never a measurement.",
-        {**_MODEL, "component": Part, "source": (energy.SOURCE,)},
+        "Energy COMPUTED from operation counts (or, of the radio, bytes) and a table of prices, "
+        "the source; idle power is left out. Never a measurement: a dense engine on a CPU does not "
+        "spend it. The basis says where the counts come from.",
+        {**_MODEL, "component": (*Part, RADIO), "source": ModelSource, "basis": Basis},
     ),
 }
 
@@ -760,9 +780,16 @@ def _measured(meter: Meter) -> Shown:
 class _SideMetrics:
     """What both sides tell."""
 
-    def __init__(self, registry: CollectorRegistry, side: str, table: Mapping[str, Family]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        side: str,
+        table: Mapping[str, Family],
+        energy: EnergyModel | None,
+    ) -> None:
         self._registry = registry
         self._side = side
+        self._energy = energy or default_model()
         self._families = _Families(registry, table)
         build = Info(
             f"{NAMESPACE}_build", "The running program.", ("component",), registry=registry
@@ -802,17 +829,26 @@ class _SideMetrics:
             }
         )
 
-    def _operations(self, model: str, part: str, operations: Operations) -> Tell:
+    def _start(self, model: str) -> None:
+        """Show the counters of a model that have few label values, with value 0."""
+        self._families.start(model)
+        for part in Part:
+            self._operations(model, part, Operations(mac=0, ac=0, neuron=0))(0)
+
+    def _operations(
+        self, model: str, part: str, operations: Operations, basis: Basis = Basis.CALIBRATED
+    ) -> Tell:
         """Return what takes in timesteps of a part; modelled energy follows from them."""
+        energy, families = self._energy, self._families
         counters = [
             (
-                self._families.counter("synaptic_operations_total", model, part, kind),
+                families.counter("synaptic_operations_total", model, part, kind, basis),
                 getattr(operations, kind),
             )
             for kind in OperationKind
         ]
-        labels = (model, part, energy.SOURCE)
-        counter = self._families.counter("modelled_energy_joules_total", *labels)
+        labels = (model, part, energy.source, basis)
+        counter = families.counter("modelled_energy_joules_total", *labels)
         counters.append((counter, energy.joules(operations, 1)))
 
         def tell(timesteps: float) -> None:
@@ -828,12 +864,15 @@ class EdgeMetrics(_SideMetrics):
     Args:
         registry: a fresh registry of this daemon.
         model: name of the bundle.
+        energy: prices operations; None for the shipped prices.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
-        super().__init__(registry, "edge", EDGE_FAMILIES)
+    def __init__(
+        self, registry: CollectorRegistry, *, model: str, energy: EnergyModel | None = None
+    ) -> None:
+        super().__init__(registry, "edge", EDGE_FAMILIES, energy)
         self._model = model
-        self._families.start(model)
+        self._start(model)
         self.connection(ConnectionState.IDLE)
 
     def describe_model(self, digest: str, spec: NetworkSpec) -> None:
@@ -861,6 +900,10 @@ class EdgeMetrics(_SideMetrics):
         labels = (self._model, direction)
         self._families.count("edge_message_bytes_total", *labels, amount=message_bytes)
         self._families.observe("edge_message_size_bytes", *labels, value=message_bytes)
+        if self._energy.radio is not None:
+            joules = self._energy.radio.joules(message_bytes, sent=direction is Direction.SENT)
+            priced = (self._model, RADIO, ModelSource.RADIO, Basis.BYTES)
+            self._families.count("modelled_energy_joules_total", *priced, amount=joules)
 
     def baseline(self, baseline: Baseline, baseline_bytes: int) -> None:
         """The same work would have cost so many bytes."""
@@ -880,9 +923,15 @@ class EdgeMetrics(_SideMetrics):
         self._families.count("edge_neuron_updates_total", *labels, amount=neurons)
         self._families.observe("edge_firing_ratio", *labels, value=spikes / neurons)
 
-    def operations(self, part: Part, operations: Operations, timesteps: float) -> None:
+    def operations(
+        self,
+        part: Part,
+        operations: Operations,
+        timesteps: float,
+        basis: Basis = Basis.CALIBRATED,
+    ) -> None:
         """A part ran for so many timesteps of one sample; modelled energy follows from it."""
-        self._operations(self._model, part, operations)(timesteps)
+        self._operations(self._model, part, operations, basis)(timesteps)
 
     def answered(
         self,
@@ -979,15 +1028,16 @@ class CloudMetrics(_SideMetrics):
 
     Args:
         registry: a fresh registry of this daemon.
+        energy: prices operations; None for the shipped prices.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry, "cloud", CLOUD_FAMILIES)
+    def __init__(self, registry: CollectorRegistry, energy: EnergyModel | None = None) -> None:
+        super().__init__(registry, "cloud", CLOUD_FAMILIES, energy)
 
     def model_loaded(self, model: str, digest: str, spec: NetworkSpec, slots_limit: int) -> None:
         """A model is ready to serve, with room for so many samples at once."""
         self._describe_model(model, digest, spec)
-        self._families.start(model)
+        self._start(model)
         self._families.gauge("cloud_slots_limit", model).set(slots_limit)
 
     def watch(

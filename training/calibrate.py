@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.engine.base import Array, zero_state
-from shared.engine.onnx_runtime import CountingEngine, load_counting_engine
+from shared.engine.base import Array, CountingEngine, zero_state
+from shared.engine.onnx_runtime import load_counting_engine
 from shared.engine.torch_engine import PARTS, load_network
 from shared.exit_rule import Confidence, decide, expand_alpha
 from shared.model.bundle import Bundle, Calibration, PartName, Preprocessing, pick_alpha

@@ -20,7 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from shared.engine.onnx_runtime import OPERATIONS, CountingEngine
+from shared.engine.base import CountingEngine
+from shared.engine.onnx_runtime import OPERATIONS
 from shared.model.bundle import Operations
 
 EXACT_IN_FLOAT32 = 1 << 24

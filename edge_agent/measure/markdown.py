@@ -102,8 +102,9 @@ def _method(report: Report) -> Iterator[str]:
         "the measuring program runs the daemon's loop itself."
     )
     yield (
-        "Modelled energy is counted operations at 45 nm arithmetic cost on this device, never a "
-        "measurement. Memory, idle power and the radio are left out, so that cloud-only shows 0."
+        "Modelled energy is counted operations of this device at the prices of the configuration "
+        "(if not set otherwise 45 nm arithmetic, no memory), never a measurement. Idle power is "
+        "left out, and so is the radio where no profile is set: cloud-only then shows 0."
     )
     if plan.slow_edge != 1:
         yield (
@@ -150,6 +151,7 @@ def _results(report: Report) -> Iterator[list[str]]:
         "timesteps",
         "wasted",
         "modelled energy",
+        *(["modelled radio"] if _has_radio(report) else []),
     ]
     for name, mode in report.modes.items():
         latency = mode.latency
@@ -164,7 +166,12 @@ def _results(report: Report) -> Iterator[list[str]]:
             f"{mode.mean_timesteps:.2f}",
             f"{mode.wasted_timesteps:.2f}",
             f"{1e6 * mode.modelled_edge_joules:.1f} µJ",
+            *([f"{1e6 * (mode.modelled_radio_joules or 0):.1f} µJ"] if _has_radio(report) else []),
         ]
+
+
+def _has_radio(report: Report) -> bool:
+    return any(mode.modelled_radio_joules is not None for mode in report.modes.values())
 
 
 def _ratios(report: Report) -> Iterator[list[str]]:

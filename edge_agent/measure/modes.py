@@ -75,7 +75,8 @@ class Mode:
 
     def config(self, config: EdgeConfig) -> EdgeConfig:
         """Return the configuration it runs with."""
-        return msgspec.structs.replace(config, **(dict(LOCK_STEP) | dict(self.changes)))
+        changes = dict(LOCK_STEP) | dict(self.changes)
+        return msgspec.structs.replace(config.uncounted, **changes)
 
 
 def all_modes(spec: NetworkSpec) -> tuple[Mode, ...]:

@@ -93,7 +93,10 @@ class ModeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Mean per image: round trips less service."""
     bytes: Bytes
     modelled_edge_joules: float
-    """Mean per image: counted operations at 45 nm arithmetic cost, no radio; not a measurement."""
+    """Mean per image: counted operations at the prices of the configuration, without the radio; not
+    a measurement."""
+    modelled_radio_joules: float | None
+    """Same, of the messages, by the configuration's radio profile; None without one."""
     samples: dict[str, list[float]]
     """By column: ``input`` (number), ``label`` (the answer), ``timesteps``, ``total_seconds``."""
 
@@ -213,6 +216,8 @@ def _mode_report(mode: Mode, tally: Tally, inputs: Inputs) -> ModeReport:
     total_seconds = [sample.total_seconds for sample in samples]
     device = {name: stages[f"{name}_seconds"] for name in DEVICE_STAGES}
     failed = sum(tally.errors.values())
+    radio_joules = tally.counts.get("modelled_radio_joules")
+    modelled_joules = tally.counts.get("modelled_joules", 0.0) - (radio_joules or 0.0)
     return ModeReport(
         what=mode.what,
         images=len(samples) + failed,
@@ -227,7 +232,8 @@ def _mode_report(mode: Mode, tally: Tally, inputs: Inputs) -> ModeReport:
         service_seconds=stages["service_seconds"],
         transport_seconds=stages["transport_seconds"],
         bytes=_bytes(mode, tally, count),
-        modelled_edge_joules=tally.counts.get("modelled_edge_joules", 0.0) / count,
+        modelled_edge_joules=modelled_joules / count,
+        modelled_radio_joules=None if radio_joules is None else radio_joules / count,
         samples={
             "input": [sample.index for sample in samples],
             "label": [sample.label for sample in samples],

@@ -25,8 +25,9 @@ from edge_agent.inputs import Array
 from edge_agent.loop import EdgeLoop
 from edge_agent.measure.engines import Engines
 from edge_agent.measure.modes import Mode
+from shared.energy.operations import load_model
 from shared.errors import LinkLostError, NeucodexError, RefusedError
-from shared.metrics import NAMESPACE, EdgeMetrics
+from shared.metrics import NAMESPACE, RADIO, EdgeMetrics
 from shared.model.bundle import Bundle
 
 OPEN_SECONDS = 15.0
@@ -43,7 +44,8 @@ COUNTED: dict[str, tuple[str, dict[str, str]]] = {
     "wire_received_bytes": ("edge_wire_bytes_total", {"direction": "received"}),
     "retransmitted_bytes": ("edge_retransmitted_bytes_total", {}),
     "wasted_timesteps": ("edge_timesteps_total", {"outcome": "wasted"}),
-    "modelled_edge_joules": ("modelled_energy_joules_total", {}),
+    "modelled_joules": ("modelled_energy_joules_total", {}),
+    "modelled_radio_joules": ("modelled_energy_joules_total", {"component": RADIO}),
 }
 """What is read from the loop's metrics, by our name for it."""
 
@@ -177,8 +179,9 @@ class Runner:
         # A cancelled call lies in a cycle, and keeps the connection of the last block open.
         gc.collect()
         registry = CollectorRegistry()
-        metrics = EdgeMetrics(registry, model=self._bundle.manifest.name)
         config = mode.config(self._config)
+        energy = load_model(config.energy)
+        metrics = EdgeMetrics(registry, model=self._bundle.manifest.name, energy=energy)
         loop = build_loop(config, self._bundle, metrics, self._engines.load)
         start = read(registry)
         loop.start()

@@ -65,6 +65,19 @@ class Engine(Protocol):
         ...
 
 
+class CountingEngine(Engine, Protocol):
+    """An engine that can count the operations of a timestep, besides."""
+
+    def count(self, x: Array, state: State) -> tuple[Array, State, NDArray[np.float64]]:
+        """Run one timestep; arguments and errors are those of :meth:`Engine.step`.
+
+        Returns:
+            ``(y, state, operations)``: what ``step`` gives, and for every sample its
+            multiply-accumulates and accumulates, float64 ``[N, 2]``.
+        """
+        ...
+
+
 def zero_state(engine: Engine, samples: int) -> State:
     """Return the state of ``samples`` samples that have not begun."""
     return tuple(np.zeros((samples, *shape), np.float32) for shape in engine.state_shapes)

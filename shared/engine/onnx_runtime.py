@@ -43,7 +43,7 @@ def load_engine(bundle: Bundle, part: PartName, *, threads: int = 1) -> OnnxEngi
 
 def load_counting_engine(
     bundle: Bundle, part: PartName, graph: bytes, *, threads: int = 1
-) -> CountingEngine:
+) -> OnnxCountingEngine:
     """Load a graph of a part that counts its operations, too.
 
     Args:
@@ -58,7 +58,7 @@ def load_counting_engine(
     """
     session = _session(bundle, f"{part} with {OPERATIONS}", graph, threads)
     _check_border(bundle, part, session, {OPERATIONS: ("tensor(double)", (2,))})
-    return CountingEngine(session, part, bundle.part(part))
+    return OnnxCountingEngine(session, part, bundle.part(part))
 
 
 def _session(bundle: Bundle, name: str, graph: bytes, threads: int) -> ort.InferenceSession:
@@ -128,16 +128,11 @@ class OnnxEngine:
         return found
 
 
-class CountingEngine(OnnxEngine):
-    """An engine that can count the operations of a timestep, besides; see :class:`OnnxEngine`."""
+class OnnxCountingEngine(OnnxEngine):
+    """One part that counts its operations; see :class:`shared.engine.base.CountingEngine`."""
 
     def count(self, x: Array, state: State) -> tuple[Array, State, NDArray[np.float64]]:
-        """Run one timestep; see :meth:`shared.engine.base.Engine.step`.
-
-        Returns:
-            ``(y, state, operations)``: what ``step`` gives, and for every sample its
-            multiply-accumulates and accumulates, float64 ``[N, 2]``.
-        """
+        """Run one timestep; see :meth:`shared.engine.base.CountingEngine.count`."""
         output, *after, operations = self._run([*self._outputs, OPERATIONS], x, state)
         return output, tuple(after), operations
 

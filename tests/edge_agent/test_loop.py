@@ -16,6 +16,9 @@ from edge_agent.answers import Answer, ClosingError, QueueFullError
 from edge_agent.grpc_link import GrpcLink
 from edge_agent.inputs import Recording
 from shared.codec.packet import Header, Kind, parse_header
+from shared.energy.config import EnergyConfig
+from shared.engine.base import zero_state
+from shared.engine.onnx_runtime import load_counting_engine
 from shared.errors import (
     BundleError,
     ConfigError,
@@ -26,7 +29,8 @@ from shared.errors import (
     SampleError,
 )
 from shared.messages import EdgeMessage
-from shared.model.bundle import Bundle, pick_alpha
+from shared.model.bundle import HEAD_OPERATIONS, Bundle, pick_alpha
+from shared.model.preprocessing import prepare
 from tests.edge_agent.conftest import Clouds, Edges, Metered, Relay, picture, png, until
 
 SEEDS = range(6)
@@ -83,6 +87,43 @@ async def test_co_inference_answers_as_the_edge_alone_does(
         assert edge.count("modelled_energy_joules_total", component="head") > 0
         assert edge.count("modelled_energy_joules_total", component="tail") == 0
         assert edge.count("edge_roundtrip_seconds_count") == used
+
+
+@pytest.mark.parametrize("every", [2, 0])
+async def test_operations_are_counted_in_one_sample_of_so_many(
+    edges: Edges, tiny_bundle: Bundle, every: int
+) -> None:
+    energy = EnergyConfig(count_every=every)
+    async with edges(placement="edge_only", alpha=1.0, energy=energy) as edge:
+        answers = await classify_all(edge)
+
+        def told(kind: str, source: str) -> float:
+            labels = {"part": "head", "kind": kind, "source": source}
+            return edge.count("synaptic_operations_total", **labels)
+
+        mean = tiny_bundle.calibration().operations["head"]
+        timesteps = tiny_bundle.spec.timesteps
+        counted = [index for index in range(len(SEEDS)) if every and index % every == 0]
+        rest = timesteps * (len(SEEDS) - len(counted))
+        assert told("ac", "calibrated") == pytest.approx(rest * mean.ac)
+        assert told("neuron", "counted") == len(counted) * timesteps * mean.neuron
+        assert told("ac", "counted") == counted_accumulates(tiny_bundle, counted)
+        joules = edge.count("modelled_energy_joules_total", component="head", basis="counted")
+        assert (joules > 0) == bool(counted)
+    assert len(answers) == len(SEEDS)
+
+
+def counted_accumulates(bundle: Bundle, indices: list[int]) -> float:
+    """Return those of the head over all timesteps of some pictures."""
+    engine = load_counting_engine(bundle, "head", bundle.read(HEAD_OPERATIONS))
+    total = 0.0
+    for index in indices:
+        x = prepare(picture(SEEDS[index]), bundle.spec, bundle.manifest.preprocessing)
+        state = zero_state(engine, 1)
+        for _ in range(bundle.spec.timesteps):
+            _, state, ((_, ac),) = engine.count(x[np.newaxis], state)
+            total += float(ac)
+    return total
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.codec import native
-from shared.energy.operations import joules
+from shared.energy.operations import default_model
 from shared.errors import ConfigError
 from shared.metrics import (
     CLOUD_FAMILIES,
@@ -170,11 +170,20 @@ def test_spikes_and_modelled_energy(edge: EdgeMetrics, value: Read) -> None:
     assert value("edge_spikes_total", model="tiny", site="code") == 64
     assert value("edge_neuron_updates_total", model="tiny", site="code") == 256
     assert value("edge_firing_ratio_sum", model="tiny", site="code") == 0.25
-    assert value("synaptic_operations_total", model="tiny", part="head", kind="ac") == 4000
-    modelled = value(
-        "modelled_energy_joules_total", model="tiny", component="head", source="ops_45nm"
+    assert (
+        value(
+            "synaptic_operations_total", model="tiny", part="head", kind="ac", source="calibrated"
+        )
+        == 4000
     )
-    assert modelled == joules(OPERATIONS, 2)
+    modelled = value(
+        "modelled_energy_joules_total",
+        model="tiny",
+        component="head",
+        source="ops_45nm",
+        basis="calibrated",
+    )
+    assert modelled == default_model().joules(OPERATIONS, 2)
 
 
 def test_edge_troubles(edge: EdgeMetrics, value: Read) -> None:
@@ -223,7 +232,12 @@ def test_cloud_work(cloud: CloudMetrics, value: Read) -> None:
     assert value("cloud_message_bytes_total", model="tiny", direction="received") == 40
     assert value("cloud_batch_size_sum", model="tiny") == 8
     assert value("cloud_timesteps_total", model="tiny") == 8
-    assert value("synaptic_operations_total", model="tiny", part="tail", kind="mac") == 8000
+    assert (
+        value(
+            "synaptic_operations_total", model="tiny", part="tail", kind="mac", source="calibrated"
+        )
+        == 8000
+    )
     assert value("cloud_samples_total", model="tiny", reason="confident") == 1
     assert value("cloud_wasted_timesteps_total", model="tiny") == 1
     assert value("cloud_wasted_bytes_total", model="tiny") == 32

@@ -27,7 +27,7 @@ from edge_agent.measure.modes import WEBP_QUALITY, Mode, all_modes, png, webp
 from edge_agent.measure.report import Report
 from edge_agent.measure.run import Plan, Runner, Sample
 from examples.pair import run_cloud
-from shared.energy.operations import joules
+from shared.energy.operations import default_model
 from shared.engine.base import Engine, zero_state
 from shared.errors import ConfigError, LinkLostError, RefusedError
 from shared.model.bundle import Bundle
@@ -111,7 +111,7 @@ def by_input(report: Report, name: str) -> dict[float, tuple[float, float]]:
 
 def check_costs(report: Report, bundle: Bundle) -> None:
     modes, operations = report.modes, bundle.calibration().operations
-    head, tail = joules(operations["head"], 1), joules(operations["tail"], 1)
+    head, tail = (default_model().joules(operations[part], 1) for part in ("head", "tail"))
     for name in ("edge_only_full", "edge_only_exit"):
         assert modes[name].bytes.wire == modes[name].bytes.message == 0
         assert modes[name].bytes.opening == 0
