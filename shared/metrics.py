@@ -645,6 +645,16 @@ MEASURED_FAMILIES: Mapping[str, Family] = {
 }
 """Of the power sensors, the same on both sides."""
 
+INFO_FAMILIES: Mapping[str, tuple[str, str]] = {
+    "build": ("component", "The running program: version, python."),
+    "codec": ("component", "Which implementation of the context codecs runs: c or python."),
+    "model": (
+        "model",
+        "A model in use: digest, backbone, split, timesteps, code_shape.",
+    ),
+}
+"""Facts as labels of a series that is always 1: its one label, help text."""
+
 Series = Tally | Gauge | Distribution
 Child = TypeVar("Child", Tally, Gauge, Distribution)
 
@@ -791,20 +801,13 @@ class _SideMetrics:
         self._side = side
         self._energy = energy or default_model()
         self._families = _Families(registry, table)
-        build = Info(
-            f"{NAMESPACE}_build", "The running program.", ("component",), registry=registry
-        )
-        build.labels(side).info({"version": _version(), "python": platform.python_version()})
-        codec = Info(
-            f"{NAMESPACE}_codec",
-            "Which implementation of the context codecs runs: c or python.",
-            ("component",),
-            registry=registry,
-        )
-        codec.labels(side).info({"implementation": native.IMPLEMENTATION})
-        self._model_info = Info(
-            f"{NAMESPACE}_model", "A model in use.", ("model",), registry=registry
-        )
+        self._infos = {
+            name: Info(f"{NAMESPACE}_{name}", text, (label,), registry=registry)
+            for name, (label, text) in INFO_FAMILIES.items()
+        }
+        build = {"version": _version(), "python": platform.python_version()}
+        self._infos["build"].labels(side).info(build)
+        self._infos["codec"].labels(side).info({"implementation": native.IMPLEMENTATION})
 
     def watch_wire(self, source: WireSource, peer: str) -> None:
         """Export the bytes on the connections to ``peer``, a configured name, read at scrapes."""
@@ -819,7 +822,7 @@ class _SideMetrics:
         )
 
     def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
-        self._model_info.labels(model).info(
+        self._infos["model"].labels(model).info(
             {
                 "digest": digest,
                 "backbone": spec.backbone_name,
