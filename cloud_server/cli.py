@@ -18,14 +18,24 @@ from cloud_server import config as configuration
 from cloud_server import server
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
-from shared import rpc
+from shared import logs, rpc
 from shared.errors import LinkLostError, NeucodexError
 from shared.model.bundle import Bundle, Calibration, pick_alpha
 
 logger = logging.getLogger(__name__)
 
 DESCRIBE_SECONDS = 10.0
-FLAGS = ("listen", "metrics", "bundles", "engine", "device", "threads", "slots", "log_level")
+FLAGS = (
+    "listen",
+    "metrics",
+    "bundles",
+    "engine",
+    "device",
+    "threads",
+    "slots",
+    "log_level",
+    "log_format",
+)
 """Configuration keys that have a flag."""
 
 
@@ -68,6 +78,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
     parser.add_argument("--slots", type=int, help="samples at once, per model")
     parser.add_argument("--log-level", help="debug, info, warning or error")
+    parser.add_argument("--log-format", help="text or json")
     parser.add_argument(
         "--ready-file",
         type=Path,
@@ -107,9 +118,7 @@ def _load(arguments: argparse.Namespace) -> configuration.CloudConfig:
 
 def _serve(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(config.log_level, logs.LogFormat(config.log_format))
     logger.info("configuration: %s", msgspec.json.encode(config).decode())
     asyncio.run(server.run(config, arguments.ready_file))
 

@@ -58,6 +58,8 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """On SIGTERM: time for the samples under way to finish."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How a line of the log looks."""
     energy: EnergyConfig = EnergyConfig()
     """What is measured of the power drawn here, and how the energy model reckons."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from cloud_server.session import Ending
 from shared.errors import SampleCode
 from shared.metrics import CloudMetrics, CloudStage, Direction, Part, SampleEnd, Tell
 from shared.model.bundle import Operations
+
+logger = logging.getLogger(__name__)
 
 _ENDS = {
     Ending.EXIT: SampleEnd.CONFIDENT,
@@ -77,6 +80,7 @@ class PartMetrics:
 
     def sample_released(self, ending: Ending) -> None:
         """A sample ended; errors are counted by the two methods below."""
+        logger.debug("a sample of %s ended: %s", self.model, ending.name)
         if ending in _ENDS:
             self._metrics.sample_ended(self.model, _ENDS[ending])
 
@@ -87,6 +91,7 @@ class PartMetrics:
 
     def sample_failed(self, code: SampleCode) -> None:
         """A sample ended, or did not begin, with an error."""
+        logger.debug("a sample of %s failed: %s", self.model, code.name)
         self._metrics.sample_ended(self.model, SampleEnd(code.name.lower()))
         self._metrics.error("stream", code.name)
         if code is SampleCode.CHECK_FAILED:

@@ -19,6 +19,7 @@ from edge_agent.answers import Answer
 from edge_agent.client import Edge
 from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
 from edge_agent.measure import command
+from shared import logs
 from shared.config import rewrite
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
 
@@ -72,6 +73,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
     parser.add_argument("--log-level", help="debug, info, warning or error")
+    parser.add_argument("--log-format", help="text or json")
     parser.add_argument(
         "--ready-file",
         type=Path,
@@ -245,9 +247,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_agent import daemon
 
     config = load_config(arguments)
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(config.log_level, logs.LogFormat(config.log_format))
     log.info("configuration: %s", msgspec.json.encode(config).decode())
     asyncio.run(daemon.run(config, arguments.ready_file))
     return 0

@@ -93,6 +93,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest such wait."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How a line of the log looks."""
     energy: EnergyConfig = EnergyConfig()
     """What is measured of the power drawn here, and how the energy model reckons."""
     source: SourceConfig | None = None

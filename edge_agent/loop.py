@@ -522,6 +522,8 @@ class EdgeLoop(Generic[F]):
             used,
             self.spec.timesteps - used,
         )
+        milliseconds = 1e3 * sample.latency.total_seconds
+        log.debug("a sample answered: %s, T = %d, %.1f ms", placement.value, used, milliseconds)
         if placement is Placement.CO_INFERENCE:
             self._count_baselines()
         if self._tuner is not None:

@@ -21,8 +21,6 @@ from typing import NamedTuple, Protocol
 
 from shared.errors import SensorError, SensorReason
 
-log = logging.getLogger(__name__)
-
 JITTER = 0.5
 """Share of the interval by which the time between two readings is longer or shorter, at most."""
 
@@ -203,6 +201,7 @@ class Sampler:
         self._integrals: dict[Component, _Integral] = {}
         self._errors: Counter[SensorReason] = Counter()
         self._logged: set[SensorReason] = set()
+        self._log = logging.getLogger(f"{__name__}.{self.source}")
         self._last_seconds = clock()
         self._lock = Lock()
         self._reading = Lock()
@@ -254,7 +253,7 @@ class Sampler:
             self._errors[error.reason] += 1
         if error.reason not in self._logged:  # Once: it would come some ten times a second.
             self._logged.add(error.reason)
-            log.warning("%s: %s", self.source, error)
+            self._log.warning("%s", error)
 
     def totals(self) -> dict[Component, Total]:
         """Return what each component has drawn; those without a reading are absent."""

@@ -47,9 +47,10 @@ def find_sensors(
 def open_meter(config: EnergyConfig, root: Path = Path("/")) -> Meter:
     """Return a meter of all sensors that can be used, not started; the others are logged."""
     findings = find_sensors(config, root)
-    for finding in findings:
-        if finding.sensor is None:
-            log.warning("power sensor %s: %s", finding.source, finding.found)
-        else:
-            log.info("power sensor %s: %s", finding.source, finding.found)
-    return Meter(finding.sensor for finding in findings if finding.sensor is not None)
+    usable = [finding for finding in findings if finding.sensor is not None]
+    for finding in usable:
+        log.info("power sensor %s: %s", finding.source, finding.found)
+    others = [f"{each.source}: {each.found}" for each in findings if each.sensor is None]
+    if others:
+        log.warning("power sensors that cannot be used: %s", "; ".join(others))
+    return Meter(finding.sensor for finding in usable if finding.sensor is not None)
