@@ -202,6 +202,7 @@ def _fill(
     describe: Callable[[Manifest, Calibration], str],
 ) -> None:
     """Write graphs and weights, measure what is still missing, write that and the manifest."""
+    files[HEAD_OPERATIONS] = counting_graph(files[manifest.parts["head"].graph])
     manifest = _write(folder, manifest, files)
     calibration, tables = measurer(Bundle(folder))
     files[CODEC_TABLES] = save_tables(tables)
@@ -235,7 +236,6 @@ def export_network(
         model, parts[name] = part_graph(part, name, border, names)
         refer_to_weights(model, slices, WEIGHTS)
         files[parts[name].graph] = model.SerializeToString(deterministic=True)
-    files[HEAD_OPERATIONS] = counting_graph(files[parts["head"].graph])
     return parts, files
 
 

@@ -217,7 +217,7 @@ def test_a_backbone_that_stays_as_it_is_must_come_from_somewhere(
     recipe: Recipe, data: TrainingData, tmp_path: Path, train: str
 ) -> None:
     with pytest.raises(ConfigError, match="expected a backbone to begin with"):
-        fit(one_phase(recipe, train), data, tmp_path, FRESH)
+        fit(one_phase(recipe, train, fresh_tail=True), data, tmp_path, FRESH)
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:99"])

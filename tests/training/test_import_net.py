@@ -227,7 +227,11 @@ def test_the_recipe_describes_the_network(folder: Path) -> None:
         ("mean = [0.5, 0.5, 0.5]", "mean = [0.5]", "expected 3 numbers for mean, got 1"),
         ("preprocessing", "# preprocessing", "missing required field `preprocessing`"),
         ("timesteps = 3", "timesteps = 0", "Expected `int` >= 1 - at `\\$.network.timesteps`"),
-        ("fresh_tail = true", "", "expected fresh_tail of the first phase, whose tail is random"),
+        (
+            "fresh_tail = true",
+            "",
+            "expected fresh_tail of phase 'bottleneck', whose tail is random",
+        ),
         ("holdout", "hold", "unknown field `hold`"),
         ("[network]", "[network", "recipe.toml: "),
     ],
