@@ -142,7 +142,8 @@ class World:
         )
 
 
-# What can happen. Each takes the world and a source of chance, and sets right what it broke.
+# What can happen. Each takes the world and a source of chance, and sets right what it broke; how
+# long it lasts is a matter of chance, too.
 
 
 def kill(world: World, chance: random.Random) -> str:

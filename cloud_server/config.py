@@ -11,18 +11,17 @@ import msgspec
 from shared import config as settings
 from shared.addresses import is_local
 from shared.codec.codecs import NAMES
-from shared.credentials import TlsFiles, check_pair, check_path
+from shared.credentials import File, TlsFiles, check_pair, check_path
 from shared.energy.config import EnergyConfig
-from shared.web import Access
+from shared.web import AccessKeys
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
-File = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
 
-class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set; ``examples/cloud.toml`` explains each key."""
 
     listen: str = "127.0.0.1:50051"
@@ -39,15 +38,6 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether others may reach ``listen`` without TLS, or without showing who they are."""
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
-    metrics_certificate: File | None = None
-    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
-    metrics_key: File | None = None
-    """Its PEM private key."""
-    metrics_client_ca: File | None = None
-    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
-    metrics_users: File | None = None
-    """File with the names, and the hashes of the tokens, of who may scrape (basic
-    authentication)."""
     bundles: tuple[str, ...] = ()
     """Directories of the model bundles to serve."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
@@ -111,16 +101,6 @@ class CloudConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"
             )
-
-    @property
-    def metrics_access(self) -> Access:
-        """Who may scrape."""
-        return Access(
-            certificate=self.metrics_certificate,
-            key=self.metrics_key,
-            client_ca=self.metrics_client_ca,
-            users=self.metrics_users,
-        )
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -13,16 +13,15 @@ from shared import config as settings
 from shared.addresses import is_local
 from shared.codec.codecs import NAMES
 from shared.codec.packet import Checksum
-from shared.credentials import ClientFiles
+from shared.credentials import ClientFiles, File
 from shared.energy.config import EnergyConfig
 from shared.messages import ReplyMode
-from shared.web import Access
+from shared.web import AccessKeys
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Alpha = Annotated[float, msgspec.Meta(ge=0, le=1)]
-File = Annotated[str, msgspec.Meta(min_length=1)]
 Address = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -37,7 +36,7 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where results go as JSON lines: a file, which is added to, or ``-`` for standard output."""
 
 
-class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set; ``examples/edge.toml`` explains each key."""
 
     bundle: Annotated[str, msgspec.Meta(min_length=1)]
@@ -65,15 +64,6 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where applications connect: ``unix:PATH`` or ``127.0.0.1:PORT`` (0 picks a port)."""
     metrics: str = "127.0.0.1:9465"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
-    metrics_certificate: File | None = None
-    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
-    metrics_key: File | None = None
-    """Its PEM private key."""
-    metrics_client_ca: File | None = None
-    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
-    metrics_users: File | None = None
-    """File with the names, and the hashes of the tokens, of who may scrape (basic
-    authentication)."""
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""
     loss_budget: float | str | None = None
@@ -180,16 +170,6 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             tls_key=self.tls_key,
             tls_server_name=self.tls_server_name,
             token_file=self.token_file,
-        )
-
-    @property
-    def metrics_access(self) -> Access:
-        """Who may scrape."""
-        return Access(
-            certificate=self.metrics_certificate,
-            key=self.metrics_key,
-            client_ca=self.metrics_client_ca,
-            users=self.metrics_users,
         )
 
     @property

@@ -10,13 +10,17 @@ import argparse
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import msgspec
 
 from shared.addresses import is_local, parse_address
 from shared.errors import ConfigError
 from shared.tokens import is_token, read_token
 from shared.watched import Watched, read_file
 
+File = Annotated[str, msgspec.Meta(min_length=1)]
+"""A configuration key that names a file."""
 DEFAULT_CA = "default"
 """Instead of a file: the public authorities that gRPC brings along."""
 

@@ -20,8 +20,10 @@ from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import msgspec
+
 from shared.addresses import is_local, parse_address
-from shared.credentials import TlsFiles, check_pair, check_path
+from shared.credentials import File, TlsFiles, check_pair, check_path
 from shared.errors import ConfigError
 from shared.tokens import Entry, bearer, watch_tokens
 from shared.watched import Watched
@@ -71,6 +73,30 @@ class Access:
 
 ANYBODY = Access()
 """Plain HTTP for whoever can connect."""
+
+
+class AccessKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration keys of :class:`Access`, the same for both daemons."""
+
+    metrics_certificate: File | None = None
+    """PEM certificate of ``/metrics``, which is then served over TLS alone."""
+    metrics_key: File | None = None
+    """Its PEM private key."""
+    metrics_client_ca: File | None = None
+    """PEM certificates of who may have signed those of whoever scrapes: nobody else can then."""
+    metrics_users: File | None = None
+    """File with the names, and the hashes of the tokens, of who may scrape (basic
+    authentication)."""
+
+    @property
+    def metrics_access(self) -> Access:
+        """Who may scrape."""
+        return Access(
+            certificate=self.metrics_certificate,
+            key=self.metrics_key,
+            client_ca=self.metrics_client_ca,
+            users=self.metrics_users,
+        )
 
 
 def add_access_flags(parser: argparse.ArgumentParser) -> None:

@@ -101,7 +101,8 @@ def test_addresses_of_this_device_are_accepted(address: str) -> None:
 def defaults(kind: Any) -> dict[str, Any]:
     names = kind.__struct_fields__
     values = kind.__struct_defaults__
-    return dict(zip(names[len(names) - len(values) :], values, strict=True))
+    pairs = zip(names[len(names) - len(values) :], values, strict=True)
+    return {name: value for name, value in pairs if value is not msgspec.NODEFAULT}
 
 
 def test_the_example_explains_every_key_and_shows_its_default() -> None:

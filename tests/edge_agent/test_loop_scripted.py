@@ -297,11 +297,11 @@ async def test_a_cloud_that_owes_a_word_and_is_silent_is_left(
 
 async def test_a_cloud_that_speaks_within_the_limit_is_not_left(scripts: Scripts) -> None:
     link = ScriptedLink()
-    async with scripts(link, timestep_deadline_seconds=0.4) as script:
+    async with scripts(link, timestep_deadline_seconds=1.0) as script:
         future = script.loop.submit(picture(0))
         for timestep in range(3):
             await sent(link, timestep + 1)
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.4)  # Together more than the limit, each less.
             link.verdict(0, timestep, confidence=0.1)
         await sent(link, 4)
         link.verdict(0, 3)
