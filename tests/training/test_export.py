@@ -100,7 +100,12 @@ def test_the_same_network_gives_the_same_graph(tiny_bundle: Bundle) -> None:
 
 @pytest.mark.slow
 def test_the_same_network_gives_the_same_bundle(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    assert make_untrained_bundle(tmp_path / "b", tiny_bundle.spec).digest == tiny_bundle.digest
+    # Of the same number of threads, that is: sums of floats depend on how they are shared out.
+    one, other = (
+        make_untrained_bundle(tmp_path / name, tiny_bundle.spec, samples=32).digest
+        for name in ("one", "other")
+    )
+    assert one == other
 
 
 def test_events_vgg_zero_reset_and_float32_weights(tmp_path: Path) -> None:
