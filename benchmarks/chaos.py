@@ -2,9 +2,10 @@
 
 Two servers and three edge daemons, each behind an emulated link, with callers that never stop.
 Meanwhile processes are killed (SIGKILL), stopped and continued, told to end and started again,
-some with a full disk for their log; links lose packets and are cut for seconds. Every call must
-end, once, in an answer or an error; every answer must be its input's; at the end everything must
-work as if nothing had happened, and no slot be held. ``FAULTS`` is the list of what can happen.
+some with a full disk for their log; links lose packets and are cut for seconds; all speak mutual
+TLS, and certificates are replaced, now and then their authority, too. Every call must end, once, in
+an answer or an error; every answer must be its input's; at the end everything must work as if
+nothing had happened, and no slot be held. ``FAULTS`` is the list of what can happen.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from benchmarks.links import Link, Profile, emulated, enter_private_network
 from benchmarks.report import ROOT, Result, figure, run
+from cloud_server.certs import make_certificates
 from edge_agent import Answer, Edge
 from examples.pair import Ready
 from examples.scrape import scrape
@@ -62,6 +64,9 @@ CLOUD_CONFIG = f"""
 packet_idle_seconds = {IDLE_SECONDS}
 drain_seconds = 3.0
 """
+SERVER_NAME = "localhost"
+"""In the servers' certificate, whatever address a link gives them."""
+CERTIFICATE_DAYS = 1
 
 
 class Daemon:
@@ -116,10 +121,66 @@ class Daemon:
             self._process.wait()
 
 
+class Certificates:
+    """Those of all servers and of all edges, and what both sides trust.
+
+    Args:
+        folder: for the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._trusted = folder / "trusted.pem"
+        self.renew()
+        self._trust(self._authority)
+
+    @property
+    def _authority(self) -> bytes:
+        return (self._folder / "ca.pem").read_bytes()
+
+    def renew(self) -> None:
+        """Replace all certificates and keys by new ones of the authority in the folder."""
+        make_certificates(self._folder, [SERVER_NAME], ["device"], CERTIFICATE_DAYS)
+
+    def renew_authority(self, pause: Callable[[], None]) -> None:
+        """Replace the authority as it is done in the field: for a time both are trusted."""
+        before, following = self._authority, self._folder / "next"
+        make_certificates(following, [], [], CERTIFICATE_DAYS)
+        self._trust(before + (following / "ca.pem").read_bytes())
+        pause()
+        for name in ("ca.key", "ca.pem"):
+            (following / name).replace(self._folder / name)
+        self.renew()
+        pause()
+        self._trust(self._authority)
+
+    def _trust(self, authorities: bytes) -> None:
+        unfinished = self._folder / "trusted.new"
+        unfinished.write_bytes(authorities)
+        unfinished.replace(self._trusted)
+
+    def server_config(self) -> str:
+        """Return a server's configuration keys."""
+        return self._config(tls_client_ca="trusted.pem", **_files("server"))
+
+    def edge_config(self) -> str:
+        """Return an edge's configuration keys."""
+        keys = self._config(tls_ca="trusted.pem", **_files("edge-device"))
+        return f'{keys}tls_server_name = "{SERVER_NAME}"\n'
+
+    def _config(self, **files: str) -> str:
+        return "".join(f'{key} = "{self._folder / name}"\n' for key, name in files.items())
+
+
+def _files(stem: str) -> dict[str, str]:
+    return {"tls_certificate": f"{stem}.pem", "tls_key": f"{stem}.key"}
+
+
 @dataclass
 class World:
     """Everything that runs."""
 
+    certificates: Certificates | None = None
     servers: list[Daemon] = field(default_factory=list)
     edges: list[Daemon] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -174,6 +235,17 @@ def stop(world: World, chance: random.Random) -> str:
     return f"SIGSTOP {daemon.name[:-1]}"
 
 
+def rotate(world: World, chance: random.Random) -> str:
+    """Replace everybody's certificates while they are in use, sometimes the authority's, too."""
+    if world.certificates is None:
+        raise NeucodexError("expected a world with certificates")
+    if chance.random() < 0.5:
+        world.certificates.renew()
+        return "certificates replaced"
+    world.certificates.renew_authority(lambda: time.sleep(chance.uniform(0, 1)))
+    return "authority replaced"
+
+
 def lose(world: World, chance: random.Random) -> str:
     """Let a link lose some packets for a while; where bytes are relayed, only delay them."""
     link = chance.choice(world.links)
@@ -197,7 +269,7 @@ def _degrade(link: Link, chance: random.Random, profile: Profile) -> str:
     return f"link {profile.name}"
 
 
-PROCESS_FAULTS = (kill, terminate, stop)
+PROCESS_FAULTS = (kill, terminate, stop, rotate)
 LINK_FAULTS = (lose, cut)
 FAULTS = PROCESS_FAULTS + LINK_FAULTS
 Fault = Callable[[World, random.Random], str]
@@ -349,10 +421,11 @@ def _references(
 @contextlib.contextmanager
 def _running(folder: Path, bundle: Bundle, alpha: float) -> Iterator[World]:
     """Run servers, links and edges."""
-    world = World()
+    certificates = Certificates(folder / "certificates")
+    world = World(certificates)
     cloud_toml, edge_toml = folder / "cloud.toml", folder / "edge.toml"
-    cloud_toml.write_text(CLOUD_CONFIG)
-    edge_toml.write_text(EDGE_CONFIG)
+    cloud_toml.write_text(CLOUD_CONFIG + certificates.server_config())
+    edge_toml.write_text(EDGE_CONFIG + certificates.edge_config())
     common = ("--bundle", str(bundle.path), "--metrics", "127.0.0.1:0")
     with ExitStack() as stack:
         for number in range(SERVERS):
@@ -367,7 +440,7 @@ def _running(folder: Path, bundle: Bundle, alpha: float) -> Iterator[World]:
             # The last one has no way out but an error.
             fallback = "none" if number == EDGES - 1 else "local"
             socket = f"unix:{folder}/edge{number}.sock"
-            where = ("--cloud", world.links[-1].address, "--insecure", "--fallback", fallback)
+            where = ("--cloud", world.links[-1].address, "--fallback", fallback)
             module = ("edge_agent.cli", "run", "--config", str(edge_toml), *common, *where)
             daemon = Daemon(f"edge{number}", folder, (*module, "--alpha", str(alpha)))
             world.edges.append(daemon)

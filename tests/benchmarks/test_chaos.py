@@ -43,6 +43,18 @@ def test_a_minute_of_chaos_loses_and_mixes_up_nothing(tiny_bundle: Bundle, tmp_p
     assert found["answered"] > 100
     assert found["without_one_outcome"] == found["wrong_answers"] == found["callers_stuck"] == 0
     assert sum(report["settings"]["faults"].values()) >= 10
+    assert {"certificates replaced", "authority replaced"} & set(report["settings"]["faults"])
+
+
+def test_both_authorities_are_trusted_while_they_change(tmp_path: Path) -> None:
+    certificates = chaos.Certificates(tmp_path)
+    first, trusted = (tmp_path / "ca.pem").read_bytes(), tmp_path / "trusted.pem"
+    seen = []
+    certificates.renew_authority(lambda: seen.append(trusted.read_bytes()))
+
+    second = (tmp_path / "ca.pem").read_bytes()
+    assert first != second
+    assert [*seen, trusted.read_bytes()] == [first + second, first + second, second]
 
 
 @pytest.mark.parametrize(
