@@ -29,7 +29,7 @@ from edge_agent.assembly import Kit, load_engine
 from edge_agent.config import EdgeConfig
 from edge_agent.feeds import Packet
 from edge_agent.grpc_link import GrpcLink
-from edge_agent.inputs import Source, Worker
+from edge_agent.inputs import Source
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.session import SendPacket
 from examples.scrape import Scrape, scrape
@@ -41,6 +41,7 @@ from shared.messages import Settings
 from shared.metrics import EdgeMetrics
 from shared.model.bundle import Bundle
 from shared.tcp_info import WireCounter
+from shared.worker import Worker
 
 Codes = NDArray[np.uint8]
 """One sample's, ``[T, C', H', W']``."""

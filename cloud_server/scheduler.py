@@ -21,17 +21,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from cloud_server.part_metrics import PartMetrics
 from cloud_server.slots import Slots
-from cloud_server.worker import Worker
 from shared.engine.base import Array, Engine
 from shared.errors import EngineError, SampleCode
 from shared.exit_rule import Confidence, Decision, added, decide
+from shared.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ class Scheduler:
         if batch and self._call_seconds < self._inline_seconds:
             self._call_inline(batch)
         elif batch:
-            self._call = call = self._worker.run(partial(self._compute, batch, self._worker))
+            self._call = call = self._worker.run(self._compute, batch, self._worker)
             limit = self._loop.call_later(self._timeout_seconds, self._give_up, call, batch)
             call.add_done_callback(lambda call: self._called(batch, call, limit))
 

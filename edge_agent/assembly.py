@@ -14,7 +14,7 @@ from edge_agent.config import EdgeConfig
 from edge_agent.describe import describing
 from edge_agent.fallback import Fallback
 from edge_agent.grpc_link import GrpcImageLink, GrpcLink
-from edge_agent.inputs import Reader, Worker
+from edge_agent.inputs import Reader
 from edge_agent.local_link import LocalLink, code_decoder, frame_decoder
 from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
@@ -32,6 +32,7 @@ from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
 from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 from shared.watched import Watched
+from shared.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)

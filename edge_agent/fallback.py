@@ -7,10 +7,10 @@ import asyncio
 import numpy as np
 
 from edge_agent.feeds import HeadFeed
-from edge_agent.inputs import Worker
 from edge_agent.local_network import LocalNetwork
 from shared.exit_rule import exits
 from shared.messages import Settings, Verdict
+from shared.worker import Worker
 
 
 class Fallback:

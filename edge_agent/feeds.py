@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.answers import Latency
-from edge_agent.inputs import Data, Frames, Reader, Recording, Source, Worker
+from edge_agent.inputs import Data, Frames, Reader, Recording, Source
 from edge_agent.session import SendPacket
 from shared import wire
 from shared.codec.codecs import Codec, get_codec
@@ -25,6 +25,7 @@ from shared.messages import Settings
 from shared.metrics import Basis, EdgeMetrics, EdgeStage, Part
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
+from shared.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

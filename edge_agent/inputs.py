@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,24 +16,11 @@ from shared.metrics import EdgeMetrics, EdgeStage
 from shared.model.bundle import Preprocessing
 from shared.model.preprocessing import decode_image, prepare
 from shared.model.spec import NetworkSpec
+from shared.worker import Worker
 
 Array = NDArray[Any]
 Data = bytes | Array
 """A whole input: an image file's content, ``[C, H, W]`` or ``[T, C, H, W]``, uint8 or float32."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Worker:
-    """One thread for computations that would hold up the event loop."""
-
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``work`` on the thread, after everything asked for before."""
-        return await asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))
 
 
 class Recording:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.inputs import Worker
 from edge_agent.local_network import LocalNetwork, LocalRun
 from shared.codec.codecs import get_codec
 from shared.codec.packet import MAX_TIMESTEPS, SampleDecoder, parse_header
@@ -34,6 +33,7 @@ from shared.messages import (
     Verdict,
 )
 from shared.model.bundle import Bundle
+from shared.worker import Worker
 
 Decode = Callable[[bytes], Array]
 """Packet to frames ``[k, ...]``; CodecError if it is none."""

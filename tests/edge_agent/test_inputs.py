@@ -8,11 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.answers import Latency
-from edge_agent.inputs import Frames, Reader, Recording, Source, Worker
+from edge_agent.inputs import Frames, Reader, Recording, Source
 from shared.errors import InputError
 from shared.metrics import EdgeMetrics
 from shared.model.bundle import Preprocessing
 from shared.model.spec import BottleneckSpec, NetworkSpec
+from shared.worker import Worker
 
 STATIC = NetworkSpec(
     backbone="resnet18",

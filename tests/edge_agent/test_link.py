@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from edge_agent.inputs import Worker
 from edge_agent.link import merge
 from edge_agent.local_link import LocalLink, code_decoder
 from edge_agent.local_network import LocalNetwork
@@ -20,6 +19,7 @@ from shared.errors import SampleCode
 from shared.messages import CloudMessage, EdgeMessage, Open, ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part
 from shared.model.bundle import Bundle
+from shared.worker import Worker
 
 SETTINGS = (Settings(alpha=(0.5,)), Settings(alpha=(0.7,)))
 MESSAGES = st.one_of(

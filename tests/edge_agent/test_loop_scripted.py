@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.breaker import Pace
 from edge_agent.feeds import FrameFeed, frame_feeds
-from edge_agent.inputs import Reader, Worker
+from edge_agent.inputs import Reader
 from edge_agent.link import CloudFullError
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.sources.base import Item
@@ -36,6 +36,7 @@ from shared.messages import (
 )
 from shared.metrics import EdgeMetrics, Placement
 from shared.model.bundle import Bundle
+from shared.worker import Worker
 from tests.edge_agent.conftest import PATIENCE_SECONDS, Metered, picture, until
 
 EXIT = 0.9

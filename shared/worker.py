@@ -1,7 +1,8 @@
 """A thread that runs calls for the event loop, and can be given up.
 
-Unlike those of ``concurrent.futures`` it is a daemon thread: one that hangs in an engine does not
-keep the process from ending.
+Not ``concurrent.futures``: its threads are waited for at the end of the process, even one that
+hangs in an engine, and each of its calls costs two futures with a lock of their own, which a
+timestep of a few milliseconds feels.
 """
 
 from __future__ import annotations
@@ -10,31 +11,35 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 R = TypeVar("R")
 _Todo = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
 class Worker:
-    """Runs calls one after the other; the thread starts with the first.
+    """Runs calls one after the other, on a daemon thread that starts with the first.
 
     Args:
         name: of the thread.
     """
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._calls: SimpleQueue[_Todo | None] = SimpleQueue()
 
-    def run(self, call: Callable[[], R]) -> asyncio.Future[R]:
-        """Return the future of a call's result, or of whatever it raises."""
-        future: asyncio.Future[R] = self._loop.create_future()
+    def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]:
+        """Return the future of a call's result, or of whatever it raises.
+
+        A call whose future was cancelled before its turn came is not made.
+        """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if self._thread.ident is None:
             self._thread.start()
-        self._calls.put((future, call))
+        self._calls.put((future, partial(call, *args, **kwargs)))
         return future
 
     def stop(self) -> None:
@@ -50,17 +55,22 @@ class Worker:
         if todo is None:
             return False
         future, call = todo
+        if future.cancelled():
+            return True
         try:
             outcome = call()
         except BaseException as error:
-            self._tell(_fail, future, error)
+            _tell(_fail, future, error)
         else:
-            self._tell(_settle, future, outcome)
+            _tell(_settle, future, outcome)
         return True
 
-    def _tell(self, tell: Callable[[asyncio.Future[Any], Any], None], *told: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-            self._loop.call_soon_threadsafe(tell, *told)
+
+def _tell(
+    tell: Callable[[asyncio.Future[Any], Any], None], future: asyncio.Future[Any], told: Any
+) -> None:
+    with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+        future.get_loop().call_soon_threadsafe(tell, future, told)
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
