@@ -1,9 +1,10 @@
 """How much of the round trip is hidden, and whether the policy finds the best way to hide it.
 
-Edge (this process) and cloud (another, on one core) with an emulated link between, in a network of
-their own where that can be had. In every comparison all ways take turns, picture by picture and in
-changing order, over connections of their own. A pause after each answer lets what was begun in vain
-come to its end, so that every sample is measured by itself.
+Edge (this process, on one core) and cloud (another, on another) with an emulated link between, in a
+network of their own where that can be had. Each side has its core to itself: an edge that computes
+in vain must not take the cloud's. In every comparison all ways take turns, picture by picture and
+in changing order, over connections of their own. A pause after each answer lets what was begun in
+vain come to its end, so that every sample is measured by itself.
 
 *bound*: RTT + max(n h + s, h + n s) + serialisation, for the n timesteps a sample used. RTT is
 a TCP ping-pong of a packet's size over the same link, serialisation included; h and s are the
@@ -18,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import socket
 import sys
 import threading
@@ -101,7 +101,6 @@ async def _measure(bundle: Bundle, extent: Extent) -> tuple[dict[str, Any], list
     serve = ["cloud_server.cli", "serve", "--listen", "127.0.0.1:0", "--metrics", ""]
     serve += ["--log-level", "warning", "--bundle", str(bundle.path)]
     with server_process(serve) as (_, address):
-        use_all_cores()
         for rtt_seconds in extent.rtts_seconds:
             name = f"{rtt_seconds * 1000:.0f}ms"
             profile = Profile(name, RATE_BITS_PER_SECOND, rtt_seconds / 2)
@@ -118,12 +117,6 @@ async def _measure(bundle: Bundle, extent: Extent) -> tuple[dict[str, Any], list
             with emulated(PROFILES[before], address) as link:
                 results.append(await recovery(link, PROFILES[after], bundle, typical[after]))
     return facts, results
-
-
-def use_all_cores() -> None:
-    """Let the edge's threads run beside each other: starting a server has left this one core."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 # Running samples.
@@ -213,7 +206,6 @@ async def own_software(bundle: Bundle, extent: Extent) -> list[Result]:
     values = []
     null = ["benchmarks.servers", "null", "--bundle", str(bundle.path)]
     with server_process(null) as (_, address):
-        use_all_cores()
         async with running(address, bundle, {"lock_step": {**LOCK_STEP, "alpha": 1.0}}) as loops:
             for _ in range(extent.rounds):
                 found = await take_turns(loops, pictures(extent.samples))
