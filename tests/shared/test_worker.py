@@ -29,7 +29,8 @@ async def test_an_error_is_the_callers() -> None:
 
 
 async def test_a_call_cancelled_before_its_turn_is_not_made() -> None:
-    worker, go, made = Worker("works"), threading.Event(), []
+    worker, go = Worker("works"), threading.Event()
+    made: list[str] = []
     first = worker.run(go.wait)
     cancelled = worker.run(made.append, "cancelled")
     kept = worker.run(made.append, "kept")
