@@ -177,6 +177,7 @@ def build_loop(
     bundle: Bundle,
     metrics: EdgeMetrics,
     load: Callable[[PartName], Engine] | None = None,
+    wire_bytes: WireCounter | None = None,
 ) -> EdgeLoop[Any]:
     """Put a loop together, engines loaded, not started.
 
@@ -185,6 +186,7 @@ def build_loop(
         bundle: the model.
         metrics: told of everything.
         load: makes the engine of a part; None for the configured engine.
+        wire_bytes: from :func:`count_wire`; None to count anew.
 
     Raises:
         ConfigError: a value that does not fit the bundle.
@@ -199,14 +201,20 @@ def build_loop(
         worker=Worker("edge-head"),
         load=load or partial(load_engine, config, bundle),
     )
-    metrics.describe_model(bundle.digest, bundle.spec)
     if config.placement == "edge_only":
         return _whole_here(kit) if config.network == "whole" else _split_here(kit)
-    wire_bytes = WireCounter(peer=parse_address(config.cloud))
-    metrics.watch_wire(wire_bytes, config.cloud)
+    if wire_bytes is None:
+        wire_bytes = count_wire(config, metrics)
     if config.placement == "cloud_only":
         return _cloud_only(kit, wire_bytes)
     return _co_inference(kit, wire_bytes)
+
+
+def count_wire(config: EdgeConfig, metrics: EdgeMetrics) -> WireCounter:
+    """Return what counts the bytes on this process's connections to the cloud, shown by metrics."""
+    wire_bytes = WireCounter(peer=parse_address(config.cloud))
+    metrics.watch_wire(wire_bytes, config.cloud)
+    return wire_bytes
 
 
 def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]:
