@@ -29,7 +29,7 @@ from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
-from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
+from shared.model.bundle import HEAD_INT8, HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 from shared.watched import Watched
 from shared.worker import Worker
@@ -74,7 +74,8 @@ class Kit:
         """Return what counts the head's operations, where bundle, engine and settings allow."""
         config, bundle = self.config, self.bundle
         every = config.energy.count_every
-        if not every or config.engine != "onnxruntime" or not bundle.has_file(HEAD_OPERATIONS):
+        counts = config.engine == "onnxruntime" and config.head == "float"
+        if not every or not counts or not bundle.has_file(HEAD_OPERATIONS):
             return None
         from shared.engine.onnx_runtime import load_counting_engine
 
@@ -160,8 +161,9 @@ def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
     """Load a part with the configured engine; torch is imported only if it is that.
 
     Raises:
+        ConfigError: the bundle has no int8 head.
         BundleError: the part is absent or damaged.
-        EngineError: the device cannot be used.
+        EngineError: the device, or a provider, cannot be used.
     """
     if config.engine == "torch":
         from shared.engine import torch_engine
@@ -169,7 +171,17 @@ def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
         return torch_engine.load_engine(bundle, part, device=config.device)
     from shared.engine import onnx_runtime
 
-    return onnx_runtime.load_engine(bundle, part, threads=config.threads)
+    graph = None
+    if part == "head" and config.head == "int8":
+        if not bundle.has_file(HEAD_INT8):
+            raise ConfigError(
+                f"head: expected {HEAD_INT8} in {bundle.path} (neucodex-train quantise makes one), "
+                "there is none"
+            )
+        graph = HEAD_INT8
+    return onnx_runtime.load_engine(
+        bundle, part, threads=config.threads, providers=config.providers, graph=graph
+    )
 
 
 def build_loop(

@@ -245,6 +245,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
+    parser.add_argument(
+        "--providers",
+        type=_names,
+        metavar="NAME[,NAME...]",
+        help="of ONNX Runtime, the first one first (doctor lists those there are)",
+    )
+    parser.add_argument("--head", help="float or int8")
 
 
 def _add_objective(parser: argparse.ArgumentParser) -> None:
@@ -262,6 +269,10 @@ def _points_or_name(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _alpha(text: str) -> float | tuple[float, ...]:

@@ -6,6 +6,7 @@
     head.onnx            edge: input to code              tail.onnx   cloud: code to logits
     whole.onnx           optional: the network before the bottleneck was inserted
     head_operations.onnx optional: head.onnx that counts its operations, too
+    head_int8.onnx       optional: head.onnx with int8 convolutions, their weights in it
     weights.safetensors  all weights, once (the graphs refer into it), float16 or float32
     codec.npz            optional: integer tables of the context codecs
     calibration.json     temperature, alpha, exit distribution, firing rates, operation counts
@@ -43,6 +44,8 @@ CALIBRATION = "calibration.json"
 CODEC_TABLES = "codec.npz"
 HEAD_OPERATIONS = "head_operations.onnx"
 """Its outputs are those of the head, and ``operations``, see :mod:`shared.engine.onnx_runtime`."""
+HEAD_INT8 = "head_int8.onnx"
+"""Its inputs and outputs are the head's; its codes differ where potentials are near threshold."""
 MAX_FILE_BYTES = 1 << 30
 """A bundle file larger than this is refused unread."""
 
