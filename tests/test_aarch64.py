@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ pytestmark = [
 
 def inside(*command: str) -> str:
     """Run a program in the emulated system; its network is this machine's."""
-    environment = {"PATH": "/venv/bin:/usr/bin:/bin"}
+    environment = {"PATH": "/venv/bin:/usr/sbin:/usr/bin:/bin"}
     done = subprocess.run(
         ("chroot", str(ROOT), *command),
         env=environment,
@@ -60,7 +61,7 @@ def test_an_emulated_device_answers_as_one_here_does(tmp_path: Path) -> None:
         there = inside("neucodex-edge", *common, bundle, *(f"/pictures/{name}" for name in names))
         here = subprocess.run(
             (
-                "python3",
+                sys.executable,
                 "-m",
                 "edge_agent",
                 *common,
