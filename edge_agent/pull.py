@@ -33,7 +33,14 @@ from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
 from shared import rpc
 from shared.credentials import ClientCredentials
-from shared.errors import BundleError, ConfigError, LinkLostError, NeucodexError, RefusedError
+from shared.errors import (
+    BundleError,
+    ConfigError,
+    LinkLostError,
+    NeucodexError,
+    ProtocolError,
+    RefusedError,
+)
 from shared.model.bundle import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -53,6 +60,7 @@ PAUSE_SECONDS = 0.5
 """Before the second attempt; doubles from then on."""
 SILENT_SECONDS = 60.0
 """A cloud that sends nothing for so long has lost the connection."""
+DIGEST_BYTES = 32
 LOCK = "LOCK"
 PART = ".part"
 
@@ -92,6 +100,7 @@ async def pull(cloud: Cloud, model: str | None, link: Path, *, with_tail: bool =
     Raises:
         ConfigError: no such model, or ``link`` is something else than a link, or the disk is full.
         BundleError: what came is not the model of that digest, twice.
+        ProtocolError: what the cloud says of its models makes no sense.
         RefusedError: the cloud does not let this device in, or has no such file.
         LinkLostError: the cloud cannot be reached.
     """
@@ -122,6 +131,11 @@ async def _choose(cloud: Cloud, wanted: str | None) -> pb.Model:
         models = list((await describe.reply()).models)
     found = [model for model in models if wanted is None or _is_meant(wanted, model)]
     if len(found) == 1:
+        if len(found[0].digest) != DIGEST_BYTES:
+            raise ProtocolError(
+                f"expected a digest of {DIGEST_BYTES} bytes from {cloud.address}, "
+                f"got {len(found[0].digest)}"
+            )
         return found[0]
     served = ", ".join(f"{m.name}@{m.version} ({m.digest.hex()[:12]})" for m in models)
     raise ConfigError(
@@ -156,6 +170,8 @@ class _Fetch:
         manifest = Bundle(self._folder).manifest
         for name in _wanted(manifest, with_tail=with_tail):
             await self._file(name, MAX_FILE_BYTES, _checker(name, manifest.files[name]))
+        # A manifest might list itself.
+        self._check_manifest(self._folder / MANIFEST)
 
     def _check_manifest(self, path: Path) -> None:
         try:

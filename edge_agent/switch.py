@@ -107,6 +107,7 @@ class Switch:
         """Let the bundle in a folder take over; return the task of the loop that is in use then."""
         new = await asyncio.to_thread(self._build, folder)
         new_keeper, changed = new.start(), False
+        self.loop.tell()  # Making another has told of that one.
         try:
             changed = await self._wait_for(new, folder, {keeper, new_keeper})
         finally:

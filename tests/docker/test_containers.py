@@ -22,6 +22,9 @@ IMAGES = {"cloud": "neucodex-cloud:0.1.0", "edge": "neucodex-edge:0.1.0"}
 PICTURES = 100
 PATIENCE_SECONDS = 180.0
 EDGE_LIMIT_BYTES = 350_000_000
+IMAGE_USER = 10001
+GATEWAY = "172.17.0.1"
+"""The machine as containers see it: the address of Docker's own bridge."""
 SCRAPE = (
     "import urllib.request as r; print(r.urlopen('http://127.0.0.1:{}/metrics').read().decode())"
 )
@@ -37,16 +40,16 @@ pytestmark = [
 
 
 def run(*command: str, check: bool = True) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=DOCKER)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
-def compose(*arguments: str, check: bool = True) -> str:
+def compose(*arguments: str, file: Path = DOCKER / "compose.yaml", check: bool = True) -> str:
     """Run Docker Compose, whichever there is."""
     command = ("docker-compose",) if shutil.which("docker-compose") else ("docker", "compose")
-    file = ("--file", "compose.yaml", "--project-name", "neucodex-test")
-    return run(*command, *file, *arguments, check=check)
+    name = f"neucodex-{file.stem.replace('.', '-')}"
+    return run(*command, "--file", str(file), "--project-name", name, *arguments, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +112,35 @@ def test_the_house_answers_is_scraped_and_stops_in_good_order(house: None) -> No
         time.sleep(0.5)
     compose("stop", "--timeout", "30")
     assert {state(side)["ExitCode"] for side in IMAGES} == {0}
+
+
+def test_two_machines_know_each_other_by_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The files are those of the clone, but for the certificates, which lie beside them.
+    folder = Path(shutil.copytree(DOCKER, tmp_path / "docker"))
+    cloud, edge = folder / "compose.cloud.yaml", folder / "compose.edge.yaml"
+    certificates = folder / "certs"
+    certificates.mkdir()
+    os.chown(certificates, IMAGE_USER, IMAGE_USER)
+    there = ("--rm", "--network", "none", "--volume", f"{certificates}:/certs", IMAGES["cloud"])
+    names = ("--server-name", GATEWAY, "--edge", "device-1")
+    run("docker", "run", *there, "certs", "--out", "/certs", *names)
+    for kind in ("pem", "key"):
+        (certificates / f"edge-device-1.{kind}").rename(certificates / f"edge.{kind}")
+
+    monkeypatch.setenv("NEUCODEX_CLOUD", f"{GATEWAY}:50051")
+    try:
+        compose("up", "--detach", "--no-build", file=cloud)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "serving" not in compose("logs", file=cloud):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        compose("up", "--detach", "--no-build", file=edge)
+        doctor = ("neucodex-edge", "doctor", "--config", "/etc/neucodex/edge.toml")
+        told = compose("exec", "-T", "edge", *doctor, "--cloud", f"{GATEWAY}:50051", file=edge)
+        assert "TLS, trusting /etc/neucodex/certs/ca.pem, with a certificate" in told
+        assert "the cloud serves this bundle" in told
+    finally:
+        for file in (edge, cloud):
+            compose("down", "--volumes", "--timeout", "30", file=file, check=False)
