@@ -223,15 +223,15 @@ def int8_section(comparison: Comparison) -> str:
     )
     return f"""{INT8_HEADING}
 
-With `head = "int8"` the device runs `{HEAD_INT8}`: the same head, its convolutions in int8, ranges
-from {RANGE_SAMPLES} training samples. {comparison.samples:,} held-out samples through head, codec,
-float tail and exit rule with the default alpha:
+With `head = "int8"` the device runs `{HEAD_INT8}`: the same head, its convolutions in int8,
+ranges from {RANGE_SAMPLES} training samples. {comparison.samples:,} held-out samples through head,
+codec, float tail and exit rule with the default alpha:
 
 | head | accuracy | mean timesteps | payload bytes per sample |
 |---|---|---|---|
 {rows}
 
 It loses {comparison.lost_points:.2f} points (at most {MOST_LOST_POINTS} are accepted);
-{100 * comparison.flipped:.2f} % of the code's bits differ. The temperature, the alphas and what
-they promise were measured with the float head.
+{100 * comparison.flipped:.2f} % of the code's bits differ. The temperature, the alphas and their
+promises were measured with the float head.
 """
