@@ -41,11 +41,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt shared/codec/_native.c | $(VENV)/bin/python
-	$(PIP) --editable '.[edge,cloud]'
+	$(PIP) --editable '.[demo]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
-	$(PIP) --editable '.[edge,cloud,torch,train,test]'
+	$(PIP) --editable '.[demo,torch,train,test]'
 	touch $@
 
 clean:

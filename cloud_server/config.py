@@ -64,6 +64,8 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Samples that one edge may begin."""
     edge_bytes_per_second: Rate | None = None
     """Message bytes that one edge may send."""
+    edge_fetch_bytes_per_second: Rate | None = None
+    """Bytes of model files that one edge is sent; what it asks for beyond that waits."""
     stream_idle_seconds: Seconds | None = None
     """A stream on which nothing comes for so long is ended."""
     stream_life_seconds: Seconds | None = None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
+from typing import Literal
 
 from cloud_server.admission import AdmissionError
 from cloud_server.config import CloudConfig
@@ -23,6 +24,8 @@ LIFE_JITTER = 0.2
 apart."""
 FEWEST_SWEPT = 64
 
+Kind = Literal["stream", "fetch"]
+_PLURALS: dict[Kind, str] = {"stream": "streams", "fetch": "fetches"}
 _UNITS = {RejectReason.EDGE_SAMPLES: "samples", RejectReason.EDGE_BYTES: "bytes"}
 
 Clock = Callable[[], float]
@@ -68,7 +71,7 @@ class _Account:
     """What one edge has open and has taken."""
 
     def __init__(self, config: CloudConfig, clock: Clock) -> None:
-        self.streams = 0
+        self.places = {kind: 0 for kind in _PLURALS}
         self.buckets: dict[RejectReason, Bucket] = {}
         rates = {
             RejectReason.EDGE_SAMPLES: config.edge_samples_per_second,
@@ -77,6 +80,8 @@ class _Account:
         for reason, per_second in rates.items():
             if per_second is not None:
                 self.buckets[reason] = Bucket(per_second, clock)
+        fetch_rate = config.edge_fetch_bytes_per_second
+        self.fetching = None if fetch_rate is None else Bucket(fetch_rate, clock)
 
     def take(self, reason: RejectReason, amount: float) -> None:
         """Take from a bucket if there is one."""
@@ -99,11 +104,12 @@ class _Account:
     @property
     def is_idle(self) -> bool:
         """Whether it is as that of an edge never seen."""
-        return not self.streams and all(bucket.is_full for bucket in self.buckets.values())
+        buckets = [*self.buckets.values(), *filter(None, [self.fetching])]
+        return not any(self.places.values()) and all(bucket.is_full for bucket in buckets)
 
 
 class Visit:
-    """One open stream of an edge; made by :meth:`EdgeLimits.visit`.
+    """One open stream of an edge, or a file on its way there; made by :meth:`EdgeLimits.visit`.
 
     Attributes:
         edge: whose.
@@ -128,6 +134,14 @@ class Visit:
         if hold is not None and hold.seconds > MOST_DEBT_SECONDS:
             raise AdmissionError(RejectReason.EDGE_BYTES, hold.message, hold.seconds)
         self._account.take(RejectReason.EDGE_BYTES, size_bytes)
+
+    def fetched(self, size_bytes: int) -> float:
+        """Bytes of a file are on their way; return the seconds until there may be more."""
+        bucket = self._account.fetching
+        if bucket is None:
+            return 0.0
+        bucket.take(size_bytes)
+        return bucket.wait_seconds
 
     def hold(self) -> Hold | None:
         """Return why no sample of this edge may begin now; None if one may."""
@@ -167,24 +181,27 @@ class EdgeLimits:
         self._sweep_at = FEWEST_SWEPT
 
     @contextmanager
-    def visit(self, edge: Edge) -> Iterator[Visit]:
-        """Hold a place for one stream of an edge.
+    def visit(self, edge: Edge, kind: Kind = "stream") -> Iterator[Visit]:
+        """Hold a place for one stream of an edge, or for one file that it fetches.
+
+        Of each it may have as many: who fetches a model need not leave its stream.
 
         Raises:
-            AdmissionError: it has as many streams as it may.
+            AdmissionError: it has as many as it may.
         """
         account = self._account(edge.name)
-        self._check(account)
-        account.streams += 1
+        self._check(account, kind)
+        account.places[kind] += 1
         try:
             yield Visit(edge, account, self._metrics, self._clock, self._end())
         finally:
-            account.streams -= 1
+            account.places[kind] -= 1
 
-    def _check(self, account: _Account) -> None:
+    def _check(self, account: _Account, kind: Kind) -> None:
         most, retry_seconds = self._config.edge_max_streams, self._config.overload_retry_seconds
-        if most is not None and account.streams >= most:
-            message = f"expected at most {most} streams of one edge at once, got another"
+        if most is not None and account.places[kind] >= most:
+            plural = _PLURALS[kind]
+            message = f"expected at most {most} {plural} of one edge at once, got another"
             raise AdmissionError(RejectReason.EDGE_STREAMS, message, retry_seconds)
 
     def _end(self) -> float:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from importlib import metadata
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from cloud_server import image_stream
 from cloud_server.admission import Admission, AdmissionError
 from cloud_server.code_stream import CodeStream, resolved
 from cloud_server.config import CloudConfig
+from cloud_server.files import file_chunks
 from cloud_server.identity import Identities
 from cloud_server.image_stream import Input
 from cloud_server.limits import EdgeLimits, Visit
@@ -38,13 +39,15 @@ from shared.metrics import CloudMetrics, RejectReason, Rpc
 
 logger = logging.getLogger(__name__)
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, pb.CloudMessage]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Kind = TypeVar("Kind", bound=Stream)
 
 ABORT_SECONDS = 1.0
 """Time for streams that are cut at the end of a drain to tell their edges."""
 HEAR_OUT_SECONDS = 1.0
 """How long a stream that is refused has for its first message."""
+STALL_SECONDS = 60.0
+"""Longest time for an edge to take in a chunk of a file."""
 MAX_DETAILS = 1000
 """Characters of a status message; it travels in a header, whose size is limited."""
 _REFUSALS = {
@@ -78,11 +81,15 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
 
     async def Infer(self, request_iterator: object, context: Context) -> None:
         """Serve one edge session."""
-        await self._serve(Rpc.INFER, context, self._open_codes, _receive_codes)
+        await self._answer(
+            context, self._serve(Rpc.INFER, context, self._open_codes, _receive_codes)
+        )
 
     async def ImageStream(self, request_iterator: object, context: Context) -> None:
         """Serve one cloud-only session."""
-        await self._serve(Rpc.IMAGE_STREAM, context, self._open_images, _receive_images)
+        await self._answer(
+            context, self._serve(Rpc.IMAGE_STREAM, context, self._open_images, _receive_images)
+        )
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeReply:
         """Tell what is served, and the limits."""
@@ -100,6 +107,10 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             max_samples_in_flight=config.max_samples_in_flight,
             max_streams=config.max_streams,
         )
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> None:
+        """Send a file of a served model."""
+        await self._answer(context, self._fetch(request, context))
 
     async def watch_streams(self) -> None:
         """End streams whose time is over, until cancelled."""
@@ -127,10 +138,23 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         open_: Callable[[Any, float, Visit], Awaitable[Kind]],
         receive: Callable[[Kind, Any, float], None],
     ) -> None:
-        """Serve one stream to its end; answer an error once its place and slots are free."""
+        """Serve one stream to its end."""
+        async with self._place(rpc_, context) as visit:
+            await self._converse(context, visit, open_, receive)
+
+    async def _fetch(self, request: pb.FetchRequest, context: Context) -> None:
+        edge = self._identities.of(context)
+        with self._admission.stream(Rpc.FETCH), self._limits.visit(edge, "fetch") as visit:
+            model = self._store.get(request.model_digest)
+            logger.info("%s fetches of %s: %.100r", edge.name, model.title, request.file)
+            async for chunk in file_chunks(model.bundle, request.file, request.offset):
+                await _write_in_time(context, chunk)
+                await asyncio.sleep(visit.fetched(len(chunk.data)))
+
+    async def _answer(self, context: Context, serving: Coroutine[Any, Any, None]) -> None:
+        """Serve a call; answer an error once all that it held is free."""
         try:
-            async with self._place(rpc_, context) as visit:
-                await self._converse(context, visit, open_, receive)
+            await serving
             return
         except NeucodexError as error:
             refusal = error
@@ -303,6 +327,16 @@ async def _write(stream: Stream, context: Context) -> None:
     """Send whatever is ready, until the stream ends."""
     while (message := await stream.outbox.take()) is not None:
         await _send(stream, context, message)
+
+
+async def _write_in_time(context: Context, chunk: pb.FetchChunk) -> None:
+    """Write a chunk; AdmissionError if the edge does not take it in."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await context.write(chunk)
+    except TimeoutError:
+        message = f"expected what is fetched to be read within {STALL_SECONDS} s, it was not"
+        raise AdmissionError(RejectReason.IDLE, message) from None
 
 
 async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:

@@ -29,7 +29,7 @@ from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
 from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
-from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
+from shared.model.bundle import HEAD_INT8, HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
 from shared.watched import Watched
 from shared.worker import Worker
@@ -74,7 +74,8 @@ class Kit:
         """Return what counts the head's operations, where bundle, engine and settings allow."""
         config, bundle = self.config, self.bundle
         every = config.energy.count_every
-        if not every or config.engine != "onnxruntime" or not bundle.has_file(HEAD_OPERATIONS):
+        counts = config.engine == "onnxruntime" and config.head == "float"
+        if not every or not counts or not bundle.has_file(HEAD_OPERATIONS):
             return None
         from shared.engine.onnx_runtime import load_counting_engine
 
@@ -160,8 +161,9 @@ def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
     """Load a part with the configured engine; torch is imported only if it is that.
 
     Raises:
+        ConfigError: the bundle has no int8 head.
         BundleError: the part is absent or damaged.
-        EngineError: the device cannot be used.
+        EngineError: the device, or a provider, cannot be used.
     """
     if config.engine == "torch":
         from shared.engine import torch_engine
@@ -169,7 +171,17 @@ def load_engine(config: EdgeConfig, bundle: Bundle, part: PartName) -> Engine:
         return torch_engine.load_engine(bundle, part, device=config.device)
     from shared.engine import onnx_runtime
 
-    return onnx_runtime.load_engine(bundle, part, threads=config.threads)
+    graph = None
+    if part == "head" and config.head == "int8":
+        if not bundle.has_file(HEAD_INT8):
+            raise ConfigError(
+                f"head: expected {HEAD_INT8} in {bundle.path} (neucodex-train quantise makes one), "
+                "there is none"
+            )
+        graph = HEAD_INT8
+    return onnx_runtime.load_engine(
+        bundle, part, threads=config.threads, providers=config.providers, graph=graph
+    )
 
 
 def build_loop(
@@ -177,6 +189,7 @@ def build_loop(
     bundle: Bundle,
     metrics: EdgeMetrics,
     load: Callable[[PartName], Engine] | None = None,
+    wire_bytes: WireCounter | None = None,
 ) -> EdgeLoop[Any]:
     """Put a loop together, engines loaded, not started.
 
@@ -185,6 +198,7 @@ def build_loop(
         bundle: the model.
         metrics: told of everything.
         load: makes the engine of a part; None for the configured engine.
+        wire_bytes: from :func:`count_wire`; None to count anew.
 
     Raises:
         ConfigError: a value that does not fit the bundle.
@@ -199,14 +213,20 @@ def build_loop(
         worker=Worker("edge-head"),
         load=load or partial(load_engine, config, bundle),
     )
-    metrics.describe_model(bundle.digest, bundle.spec)
     if config.placement == "edge_only":
         return _whole_here(kit) if config.network == "whole" else _split_here(kit)
-    wire_bytes = WireCounter(peer=parse_address(config.cloud))
-    metrics.watch_wire(wire_bytes, config.cloud)
+    if wire_bytes is None:
+        wire_bytes = count_wire(config, metrics)
     if config.placement == "cloud_only":
         return _cloud_only(kit, wire_bytes)
     return _co_inference(kit, wire_bytes)
+
+
+def count_wire(config: EdgeConfig, metrics: EdgeMetrics) -> WireCounter:
+    """Return what counts the bytes on this process's connections to the cloud, shown by metrics."""
+    wire_bytes = WireCounter(peer=parse_address(config.cloud))
+    metrics.watch_wire(wire_bytes, config.cloud)
+    return wire_bytes
 
 
 def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]:

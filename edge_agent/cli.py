@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands.add_parser("doctor", help="look for what is missing or wrong"))
     _add_plan(commands.add_parser("plan", help="say where the network is best split"))
     _add_measure(commands.add_parser("measure", help="compare the ways to run the network"))
+    _add_pull(commands.add_parser("pull", help="bring a model from the cloud"))
     return parser
 
 
@@ -157,6 +158,28 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Bring a model that the cloud serves and put it in place: the bundle's path becomes a link "
+        "to it, every file verified before. What was cut off goes on where it stopped. A daemon "
+        "that runs on that path changes over between two samples."
+    )
+    parser.set_defaults(command=_pull)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="NAME, NAME@VERSION or the first digits of a digest (default: the only one served)",
+    )
+    add_config(parser)
+    add_cloud(parser)
+    parser.add_argument(
+        "--with-tail",
+        action="store_true",
+        help="bring the tail, too (done anyway where the file says edge_only, or fallback local)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name a configuration file and the bundle."""
     parser.add_argument(
@@ -222,6 +245,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="onnxruntime or torch")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
+    parser.add_argument(
+        "--providers",
+        type=_names,
+        metavar="NAME[,NAME...]",
+        help="of ONNX Runtime, the first one first (doctor lists those there are)",
+    )
+    parser.add_argument("--head", help="float or int8")
 
 
 def _add_objective(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +269,10 @@ def _points_or_name(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _alpha(text: str) -> float | tuple[float, ...]:
@@ -394,6 +428,21 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.apply:
         rewrite(arguments.config, planning.settings_of(plan))
     return 0 if plan.cloud_used else 1
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from edge_agent import pull
+
+    config = load_config(arguments)
+    logs.configure(config.log_level, logs.LogFormat(config.log_format))
+    cloud = pull.Cloud(address=config.cloud, credentials=config.credentials.watched())
+    needs_tail = config.placement == "edge_only" or config.fallback == "local"
+    with_tail = arguments.with_tail or needs_tail
+    path = Path(config.bundle)
+    pulled = asyncio.run(pull.pull(cloud, arguments.model, path, with_tail=with_tail))
+    print(f"{pulled.title}, digest {pulled.digest}, at {pulled.path}")
+    print(f"{pulled.fetched_bytes} bytes fetched; {'new' if pulled.changed else 'as before'}")
+    return 0
 
 
 def _measure(arguments: argparse.Namespace) -> int:

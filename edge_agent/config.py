@@ -109,6 +109,12 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Where the torch engine runs: ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """CPU threads of one call of the onnxruntime engine."""
+    providers: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    """What the onnxruntime engine runs on, by ONNX Runtime's names, the first one first, the CPU
+    after them: ``XnnpackExecutionProvider``, ``CUDAExecutionProvider``, ..."""
+    head: Literal["float", "int8"] = "float"
+    """Which head of the bundle runs here; the int8 one is there if ``neucodex-train quantise`` made
+    it."""
     reconnect_min_seconds: Seconds = 0.1
     """First wait before the cloud is tried again; doubles from then on."""
     reconnect_max_seconds: Seconds = 5.0
@@ -145,6 +151,9 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(
                 f"device: expected 'cpu' with the onnxruntime engine, got {self.device!r}"
             )
+        if self.engine == "torch" and (self.providers or self.head == "int8"):
+            key = "providers" if self.providers else "head"
+            raise ValueError(f"{key}: expected the onnxruntime engine with it, got 'torch'")
         if self.reconnect_max_seconds < self.reconnect_min_seconds:
             raise ValueError(
                 f"reconnect_max_seconds: expected at least reconnect_min_seconds "

@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from edge_agent.assembly import build_loop
+from edge_agent.assembly import build_loop, count_wire
 from edge_agent.config import EdgeConfig
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
 from edge_agent.sources.classify import classify_items, open_results
+from edge_agent.switch import Switch
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
@@ -62,33 +63,45 @@ class Daemon:
     """A running daemon; made by :func:`running`.
 
     Args:
-        loop: started.
-        keeper: keeps the loop connected; ends before the daemon only by a bug.
+        loops: started.
+        keeper: keeps them connected; ends before the daemon only by a bug.
         address: of the service for applications.
         metrics: address of ``/metrics``; empty where that is off.
     """
 
     def __init__(
-        self, loop: EdgeLoop[Any], keeper: asyncio.Task[None], address: str, metrics: str
+        self, loops: Switch, keeper: asyncio.Task[None], address: str, metrics: str
     ) -> None:
-        self.loop = loop
+        self.loops = loops
         self.keeper = keeper
         self.facts = {"pid": os.getpid(), "address": address, "metrics": metrics}
+
+    @property
+    def loop(self) -> EdgeLoop[Any]:
+        """What new samples go to."""
+        return self.loops.loop
 
 
 @contextlib.asynccontextmanager
 async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     """Run a daemon for the length of a block; errors as :func:`run`."""
-    bundle = Bundle(Path(config.bundle))
+    path = Path(config.bundle)
     registry = CollectorRegistry()
     energy = load_model(config.energy)
-    metrics = EdgeMetrics(registry, model=bundle.manifest.name, energy=energy)
+    metrics = EdgeMetrics(registry, model=Bundle(path).manifest.name, energy=energy)
     items = None if config.source is None else open_source(config.source)
-    loop = build_loop(config, bundle, metrics)
+    is_remote = config.placement != "edge_only"
+    wire_bytes = count_wire(config, metrics) if is_remote else None
+
+    def build(folder: Path) -> EdgeLoop[Any]:
+        bundle = Bundle(folder)
+        of_model = metrics.of_model(bundle.manifest.name)
+        return build_loop(config, bundle, of_model, wire_bytes=wire_bytes)
+
+    loops = Switch(path, build)
     about = About(
         version=metadata.version("neucodex"),
-        bundle=bundle,
-        cloud="" if config.placement == "edge_only" else config.cloud,
+        cloud=config.cloud if is_remote else "",
     )
     async with contextlib.AsyncExitStack() as stack:
         meter = open_meter(config.energy)
@@ -100,17 +113,17 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
             endpoint = serve(registry, config.metrics, config.metrics_access)
             stack.push_async_callback(asyncio.to_thread, endpoint.close)
             metrics_address = f"{config.metrics.rpartition(':')[0]}:{endpoint.port}"
-        server = LocalServer(LocalApi(loop, about, metrics), config.listen)
+        server = LocalServer(LocalApi(loops, about, metrics), config.listen)
         stack.push_async_callback(server.close)
         await server.start()
-        keeper = loop.start()
+        keeper = loops.start()
         if config.source is not None and items is not None:
             results = stack.enter_context(open_results(config.source.results))
-            reading = asyncio.create_task(classify_items(loop, items, results, metrics))
+            reading = asyncio.create_task(classify_items(loops, items, results, metrics))
             stack.push_async_callback(asyncio.wait, {reading})
-        # Unwound first: the loop answers what it holds, then the source and callers get it.
-        stack.push_async_callback(loop.close)
-        yield Daemon(loop, keeper, server.address, metrics_address)
+        # Unwound first: the loops answer what they hold, then the source and callers get it.
+        stack.push_async_callback(loops.close)
+        yield Daemon(loops, keeper, server.address, metrics_address)
 
 
 @contextlib.contextmanager

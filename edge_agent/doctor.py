@@ -43,7 +43,7 @@ async def examine(config: EdgeConfig, root: Path = Path("/")) -> list[Check]:
     bundle, checks = _check_bundle(config)
     if config.placement != "edge_only":
         checks += await _check_cloud(config, bundle)
-    return [*checks, _codec(), *_check_sensors(config, root)]
+    return [*checks, _codec(), *_check_engine(config), *_check_sensors(config, root)]
 
 
 def _check_bundle(config: EdgeConfig) -> tuple[Bundle | None, list[Check]]:
@@ -83,6 +83,19 @@ def _codec() -> Check:
         return Check("codec", True, "in C")
     found = "in Python, slower: the package was installed without a compiler"
     return Check("codec", True, found)
+
+
+def _check_engine(config: EdgeConfig) -> list[Check]:
+    if config.engine != "onnxruntime":
+        return []
+    from shared.engine.onnx_runtime import available_providers
+
+    available = available_providers()
+    missing = [each for each in config.providers if each not in available]
+    found = f"ONNX Runtime with {', '.join(available)}"
+    if missing:
+        return [Check("engine", False, f"expected {', '.join(missing)}, got {found}")]
+    return [Check("engine", True, found)]
 
 
 def _parts(config: EdgeConfig) -> Iterator[Any]:

@@ -34,7 +34,8 @@ class Recording:
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
-        self._timesteps = spec.timesteps
+        self.timesteps = spec.timesteps
+        """T."""
         self._stays = spec.input_kind == "static"
         self._frames: list[Array] = []
         self._ended = False
@@ -44,7 +45,7 @@ class Recording:
     @property
     def complete(self) -> bool:
         """Whether no further frame is expected."""
-        return self._ended or len(self._frames) >= self._timesteps
+        return self._ended or len(self._frames) >= self.timesteps
 
     def push(self, frame: Array) -> None:
         """Take in the next timestep's frame, ``[C, H, W]``; one too many is ignored."""

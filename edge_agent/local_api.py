@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ import grpc.aio
 
 from edge_agent.answers import Answer, ClosingError, QueueFullError
 from edge_agent.inputs import Recording
-from edge_agent.loop import EdgeLoop
+from edge_agent.switch import Switch
 from protos import edge_service_pb2 as pb
 from protos.edge_service_pb2_grpc import EdgeServiceServicer, add_EdgeServiceServicer_to_server
 from shared import rpc, wire
 from shared.errors import ConfigError, InputError, NeucodexError
 from shared.metrics import EdgeMetrics, Placement
-from shared.model.bundle import Bundle
 from shared.model.spec import NetworkSpec
 
 STREAM_AHEAD = 4
@@ -48,7 +47,6 @@ class About:
     """What Status tells that does not change."""
 
     version: str
-    bundle: Bundle
     cloud: str
     """Address; empty where there is none."""
 
@@ -57,13 +55,13 @@ class LocalApi(EdgeServiceServicer):
     """Serves callers in the order of their arrival.
 
     Args:
-        loop: what classifies.
+        loops: what classifies.
         about: the daemon.
         metrics: told of errors.
     """
 
-    def __init__(self, loop: EdgeLoop[Any], about: About, metrics: EdgeMetrics) -> None:
-        self._loop = loop
+    def __init__(self, loops: Switch, about: About, metrics: EdgeMetrics) -> None:
+        self._loops = loops
         self._about = about
         self._metrics = metrics
 
@@ -93,16 +91,17 @@ class LocalApi(EdgeServiceServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """Tell what the daemon is and how it does."""
-        about, manifest = self._about, self._about.bundle.manifest
+        about, loops, loop = self._about, self._loops, self._loops.loop
+        manifest = loop.bundle.manifest
         return pb.StatusReply(
             version=about.version,
             model=f"{manifest.name} {manifest.version}",
-            model_digest=bytes.fromhex(about.bundle.digest),
+            model_digest=bytes.fromhex(loop.bundle.digest),
             cloud=about.cloud,
-            connected=bool(about.cloud) and self._loop.connected,
-            placement=self._loop.placement.value,
-            answered=self._loop.answered,
-            queue_depth=self._loop.queue_depth,
+            connected=bool(about.cloud) and loop.connected,
+            placement=loop.placement.value,
+            answered=loops.answered,
+            queue_depth=loops.queue_depth,
         )
 
     async def _put_whole(self, request: pb.ClassifyRequest) -> asyncio.Future[Answer]:
@@ -110,7 +109,7 @@ class LocalApi(EdgeServiceServicer):
         seconds = request.deadline_seconds
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InputError(f"expected a deadline of 0 s or more, got {seconds}")
-        return await self._loop.put(data, deadline_seconds=seconds or None)
+        return await self._loops.put(data, deadline_seconds=seconds or None)
 
     async def _accept_parts(
         self,
@@ -119,7 +118,7 @@ class LocalApi(EdgeServiceServicer):
         accepted: set[asyncio.Future[Answer]],
     ) -> None:
         """Submit inputs as their parts come in, and tell the replier of each, in order."""
-        recorder = _Recorder(self._about.bundle.spec)
+        recorder = _Recorder(lambda: self._loops.loop.spec)
         async for part in parts:
             entry = await self._accept(part, recorder)
             if isinstance(entry, asyncio.Future):
@@ -139,7 +138,7 @@ class LocalApi(EdgeServiceServicer):
                     return await self._put_whole(part.whole)
                 case "timestep":
                     recording = recorder.take(part.timestep)
-                    return None if recording is None else await self._loop.put(recording)
+                    return None if recording is None else await self._loops.put(recording)
                 case _:
                     raise InputError("expected a whole input or a timestep, got nothing")
         except NeucodexError as error:
@@ -160,10 +159,10 @@ class _Recorder:
     """Sorts the timesteps of a stream into recordings.
 
     Args:
-        spec: of the network.
+        spec: tells that of the network in use.
     """
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: Callable[[], NetworkSpec]) -> None:
         self._spec = spec
         self._recording: Recording | None = None
         self._received = 0
@@ -175,13 +174,13 @@ class _Recorder:
         one ends its recording with that error.
         """
         begun = self._recording is None
-        recording = self._recording = self._recording or Recording(self._spec)
+        recording = self._recording = self._recording or Recording(self._spec())
         self._received += 1
         try:
             recording.push(wire.array_from_proto(timestep.frame))
         except InputError as error:
             recording.fail(error)
-        if timestep.last or self._received == self._spec.timesteps:
+        if timestep.last or self._received == recording.timesteps:
             self.end()
         return recording if begun else None
 

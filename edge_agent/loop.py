@@ -55,6 +55,7 @@ from shared.messages import EdgeMessage, Failure, Open, Opened, Settings, Verdic
 from shared.metrics import (
     Baseline,
     BreakerState,
+    ConnectionState,
     DropReason,
     EdgeMetrics,
     EdgeStage,
@@ -149,6 +150,7 @@ class EdgeLoop(Generic[F]):
         fallback: Callable[[F], Awaitable[Verdict]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.bundle = bundle
         self.spec = bundle.spec
         """The network."""
         self._labels = bundle.manifest.labels
@@ -181,8 +183,7 @@ class EdgeLoop(Generic[F]):
         self._empty.set()
         self.answered = 0
         """Samples answered since the start."""
-        metrics.threshold(options.settings.alpha)
-        metrics.breaker(self._breaker.state)
+        self.tell()
 
     @property
     def connected(self) -> bool:
@@ -214,6 +215,15 @@ class EdgeLoop(Generic[F]):
         """Samples that have been begun and not ended."""
         return len(self._samples) - self.queue_depth
 
+    def tell(self) -> None:
+        """Let the metrics show this loop; for when they have shown another."""
+        state = ConnectionState.READY if self.connected else ConnectionState.IDLE
+        self._metrics.describe_model(self.bundle.digest, self.spec)
+        self._metrics.threshold(self._options.settings.alpha)
+        self._metrics.breaker(self._breaker.state)
+        self._metrics.connection(state)
+        self._metrics.queue_depth(self.queue_depth)
+
     def start(self) -> asyncio.Task[None]:
         """Begin to connect; the task returned ends only with :meth:`close`, or on a bug."""
         if self._tuner is not None:
@@ -228,6 +238,11 @@ class EdgeLoop(Generic[F]):
             if not sample.started:
                 self._metrics.dropped(DropReason.SHUTDOWN)
                 self._fail(sample, ClosingError("the edge daemon is shutting down"))
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Take no more samples, answer those in hand, and leave."""
+        self._closing = True
         self._room.call()
         await self._empty.wait()
         for task in (self._watching, self._keeper):

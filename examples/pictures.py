@@ -1,8 +1,14 @@
-"""The pictures of the demo, and what they weigh in common file formats."""
+"""The pictures of the demo, and what they weigh in common file formats.
+
+``python -m examples.pictures FILE.npy`` writes them as a source of kind ``array`` takes them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,3 +70,17 @@ def _file_bytes(image: Image.Image, options: dict[str, Any]) -> int:
     file = io.BytesIO()
     image.save(file, **options)
     return file.tell()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write pictures into a file; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.pictures", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="a .npy file: uint8, [N, 3, 32, 32]")
+    parser.add_argument("--count", type=int, metavar="N", help="the first so many (default: all)")
+    arguments = parser.parse_args(argv)
+    np.save(arguments.file, load_pictures(arguments.count).pixels)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -250,3 +250,21 @@ class Model(_message.Message):
     slots_in_use: int
     whole: bool
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., code_shape: _Optional[_Iterable[int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., timesteps: _Optional[int] = ..., slots: _Optional[int] = ..., slots_in_use: _Optional[int] = ..., whole: _Optional[bool] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("model_digest", "file", "offset")
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    model_digest: bytes
+    file: str
+    offset: int
+    def __init__(self, model_digest: _Optional[bytes] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class FetchChunk(_message.Message):
+    __slots__ = ("data", "file_bytes")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    file_bytes: int
+    def __init__(self, data: _Optional[bytes] = ..., file_bytes: _Optional[int] = ...) -> None: ...

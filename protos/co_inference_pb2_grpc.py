@@ -49,6 +49,11 @@ class CoInferenceStub:
                 request_serializer=protos_dot_co__inference__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_co__inference__pb2.DescribeReply.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/neucodex.v1.CoInference/Fetch',
+                request_serializer=protos_dot_co__inference__pb2.FetchRequest.SerializeToString,
+                response_deserializer=protos_dot_co__inference__pb2.FetchChunk.FromString,
+                _registered_method=True)
 
 
 class CoInferenceServicer:
@@ -77,6 +82,16 @@ class CoInferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetch(self, request, context):
+        """One file of a served model from an offset on, for an edge that has none of it, or a part. What
+        comes is unverified: its SHA-256 is in the manifest, that of the manifest's canonical form is
+        the model's digest. Refused with FAILED_PRECONDITION (no such model), INVALID_ARGUMENT (no such
+        file, an offset past its end), UNAUTHENTICATED or RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoInferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_CoInferenceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=protos_dot_co__inference__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_co__inference__pb2.DescribeReply.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=protos_dot_co__inference__pb2.FetchRequest.FromString,
+                    response_serializer=protos_dot_co__inference__pb2.FetchChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +197,33 @@ class CoInference:
             '/neucodex.v1.CoInference/Describe',
             protos_dot_co__inference__pb2.DescribeRequest.SerializeToString,
             protos_dot_co__inference__pb2.DescribeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/neucodex.v1.CoInference/Fetch',
+            protos_dot_co__inference__pb2.FetchRequest.SerializeToString,
+            protos_dot_co__inference__pb2.FetchChunk.FromString,
             options,
             channel_credentials,
             insecure,

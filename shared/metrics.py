@@ -9,6 +9,7 @@ cannot be measured has no series, never a zero. Measured and modelled figures ha
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import platform
@@ -270,6 +271,7 @@ class Rpc(StrEnum):
 
     INFER = "infer"
     IMAGE_STREAM = "image_stream"
+    FETCH = "fetch"
 
 
 EDGE_ERROR_STAGES = (*EdgeStage, "connect", "send", "receive", "local_api", "source")
@@ -922,6 +924,15 @@ class EdgeMetrics(_SideMetrics):
         self._model = model
         self._start(model)
         self.connection(ConnectionState.IDLE)
+
+    def of_model(self, model: str) -> EdgeMetrics:
+        """Return what tells about another model into the same registry."""
+        if model == self._model:
+            return self
+        other = copy.copy(self)
+        other._model = model
+        other._start(model)
+        return other
 
     def describe_model(self, digest: str, spec: NetworkSpec) -> None:
         """Publish which network runs."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from benchmarks.installs import PIP, Install, build_wheel, install
+from benchmarks.report import ROOT
 from shared.codec.context_model import save_tables
 from tests.shared.codec.test_context_codec import (
     CAN_BUILD,
@@ -20,8 +22,6 @@ from tests.shared.codec.test_context_codec import (
     golden_tables,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("protos", "shared", "edge_agent", "cloud_server", "training", "benchmarks")
 BUILDERS = (("setuptools", 77), ("pip", 22))
 """What builds the package without the network, at which major version."""
 
@@ -72,23 +72,10 @@ pytestmark = [
 
 
 def build(folder: Path, **environment: str) -> Path:
-    """Build a wheel of a copy of the sources and install it alone; return where."""
-    source, wheels, installed = folder / "source", folder / "wheels", folder / "installed"
-    source.mkdir(parents=True)
-    for room in ROOMS:
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(ROOT / room, source / room, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-    alone = ("--no-deps", "--no-index")
-    subprocess.run(
-        (*pip, "wheel", *alone, "--no-build-isolation", "--wheel-dir", wheels, source),
-        check=True,
-        env=os.environ | environment,
-    )
-    (wheel,) = wheels.glob("*.whl")
-    subprocess.run((*pip, "install", *alone, "--target", installed, wheel), check=True)
+    """Build a wheel and install it alone; return where."""
+    wheel, installed = build_wheel(folder / "build", **environment), folder / "installed"
+    alone = ("--no-deps", "--no-index", "--target", installed)
+    subprocess.run((sys.executable, *PIP, "install", *alone, wheel), check=True)
     return installed
 
 
@@ -138,3 +125,73 @@ def test_a_wheel_codes_the_same_bytes_and_says_which_implementation_does(
     doctor = ("-m", "edge_agent.cli", "doctor", "--placement", "edge_only", "--bundle", bundle)
     (codec,) = [line for line in run(installed, *doctor).splitlines() if "codec" in line]
     assert says in codec
+
+
+@pytest.fixture(scope="module")
+def installed_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Install]:
+    """Install the built wheel with an extra, as a user would, in an environment of its own."""
+    folder = tmp_path_factory.mktemp("installs")
+    index = (*PIP, "download", "--no-deps", "--no-cache-dir", "--dest", folder, "msgspec")
+    if subprocess.run((sys.executable, *index), capture_output=True, check=False).returncode:
+        pytest.skip("there is no package index to install from")
+    wheel = build_wheel(folder / "build")
+    return lambda extra: install(folder / f"with-{extra}", wheel, extra)
+
+
+HEAVY = {"torch", "snntorch", "onnx", "matplotlib", "scipy"}
+BUNDLE = "shared/zoo/resnet18-cifar10-demo"
+PICTURE = ROOT / "examples" / "data" / "test_batch.webp"  # Large, but a picture.
+
+
+@pytest.mark.parametrize(
+    ("extra", "brings", "works", "lacks"),
+    [
+        ("", set(), (), ("edge", "cloud", "train")),
+        ("edge", {"onnxruntime"}, ("edge",), ("cloud", "train")),
+        ("cloud", {"onnxruntime", "grpcio-health-checking"}, ("cloud",), ("train",)),
+    ],
+    ids=["client library", "edge", "cloud"],
+)
+def test_each_extra_brings_its_part_and_names_those_that_are_missing(
+    installed_with: Callable[[str], Install],
+    extra: str,
+    brings: set[str],
+    works: tuple[str, ...],
+    lacks: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    made = installed_with(extra)
+    assert brings <= set(made.packages)
+    assert not HEAVY & set(made.packages)
+    program = "from edge_agent import Edge; import shared; print(shared.__path__[0])"
+    shared = Path(call(made, tmp_path, "python", "-c", program).stdout.strip())
+
+    bundle = ("--bundle", str(shared.parent / BUNDLE))
+    commands = {
+        "edge": ("classify", *bundle, str(PICTURE)),
+        "cloud": ("models", *bundle),
+        "train": ("--help",),
+    }
+    for part in works:
+        done = call(made, tmp_path, f"neucodex-{part}", *commands[part])
+        assert done.returncode == 0, done.stderr
+    for part in lacks:
+        done = call(made, tmp_path, f"neucodex-{part}", *commands[part])
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert f"(pip install 'neucodex[{part}]'), it is not there" in done.stderr
+
+
+def call(
+    made: Install, folder: Path, name: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of an environment, away from the sources."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        (made.python.parent / name, *arguments),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

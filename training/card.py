@@ -14,6 +14,7 @@ from training.recipe import Recipe
 from training.teacher import TEACHER_LOGITS
 
 TRAINING_HEADING, CALIBRATION_HEADING = "## Training", "## Calibration"
+INT8_HEADING = "## The int8 head"
 
 
 class History(NamedTuple):
@@ -63,6 +64,24 @@ def recalibrated_card(text: str, manifest: Manifest, calibration: Calibration) -
     _, heading, training = text.partition(CALIBRATION_HEADING)[0].partition(TRAINING_HEADING)
     return "\n".join(
         [_head(manifest), (heading + training).rstrip() + "\n", calibration_section(calibration)]
+    )
+
+
+def card_with_int8(text: str, manifest: Manifest, section: str) -> str:
+    """Return a card for a bundle that has got an int8 head, and is the same otherwise.
+
+    Args:
+        text: the card of the bundle without, or with another one.
+        manifest: of the new bundle.
+        section: on the int8 head.
+    """
+    _, heading, rest = text.partition("\n## ")
+    return "\n".join(
+        [
+            _head(manifest).rstrip() + "\n",
+            (heading + rest).partition(INT8_HEADING)[0].strip() + "\n",
+            section,
+        ]
     )
 
 

@@ -18,11 +18,12 @@ from shared.errors import BundleError, ConfigError, NeucodexError
 from shared.model.bundle import MANIFEST, Bundle
 from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
-from training.export import ExportOptions, export_run, recalibrate
+from training.export import ExportOptions, export_run, quantise, recalibrate
 from training.fit import CHECKPOINT, FitOptions, fit
 from training.import_net import compare, import_network, save_backbone
 from training.loss_budget import DELTA
 from training.progress import shown_on
+from training.quantise import MOST_LOST_POINTS
 from training.recipe import RECIPE, Recipe, load_recipe
 from training.recipe_data import TrainingData, load_test, load_training
 from training.report import (
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands.add_parser("export", help="write a run's bundle again"))
     _add_recalibrate(
         commands.add_parser("recalibrate", help="a bundle's exits and codec, measured anew")
+    )
+    _add_quantise(
+        commands.add_parser("quantise", help="a bundle with an int8 head besides, if it is as good")
     )
     _add_evaluate(commands.add_parser("evaluate", help="measure a bundle on the test set"))
     _add_report(commands.add_parser("report", help="compare bundles: table and picture"))
@@ -187,6 +191,20 @@ def _add_recalibrate(parser: argparse.ArgumentParser) -> None:
         "are measured and the codec tables fitted anew, as export does it."
     )
     parser.set_defaults(command=_recalibrate)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")
+    parser.add_argument("--out", type=Path, required=True, help="bundle to write")
+    parser.add_argument("--version", required=True, help="the new bundle's version")
+    _add_recipe(parser)
+    _add_data(parser)
+
+
+def _add_quantise(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a bundle that has an int8 head besides all that another has, ranges set by training "
+        f"samples. It is accepted only if it loses at most {MOST_LOST_POINTS} points on held-out "
+        "samples, through codec, tail and exit rule; the card gets the figures."
+    )
+    parser.set_defaults(command=_quantise)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle or run folder")
     parser.add_argument("--out", type=Path, required=True, help="bundle to write")
     parser.add_argument("--version", required=True, help="the new bundle's version")
@@ -385,6 +403,29 @@ def _recalibrate(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     log.info("%s: digest %s", bundle.path, bundle.digest)
+    return 0
+
+
+def _quantise(arguments: argparse.Namespace) -> int:
+    found = find_bundle(arguments.bundle)
+    recipe = recipe_of(found, arguments.recipe)
+    data = load_training(recipe, arguments.data, arguments.cache or found.cache)
+    with shown_on(Console(stderr=True)) as progress:
+        compared = quantise(
+            found.bundle,
+            arguments.version,
+            data,
+            arguments.out,
+            threads=_threads(arguments),
+            progress=progress,
+        )
+    log.info(
+        "%s: digest %s; %.2f points lost, %.2f %% of the code's bits differ",
+        arguments.out,
+        Bundle(arguments.out).digest,
+        compared.lost_points,
+        100 * compared.flipped,
+    )
     return 0
 
 

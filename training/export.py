@@ -27,6 +27,7 @@ from shared.errors import BundleError, ConfigError
 from shared.model.bundle import (
     CALIBRATION,
     CODEC_TABLES,
+    HEAD_INT8,
     HEAD_OPERATIONS,
     MANIFEST,
     WEIGHTS,
@@ -42,13 +43,14 @@ from shared.model.bundle import (
 from shared.model.folding import fold
 from shared.model.split import Part, SplitNetwork
 from training.calibrate import LabelledFrames, calibrate, head_codes
-from training.card import card, read_history, recalibrated_card
+from training.card import card, card_with_int8, read_history, recalibrated_card
 from training.evaluate import Evaluation
 from training.fit import CHECKPOINT, load_checkpoint
 from training.fit_codec import fit_tables
 from training.graphs import Border, ExportError, Slice, part_graph, refer_to_weights
 from training.operations import counting_graph
 from training.progress import SILENT, Progress
+from training.quantise import RANGE_SAMPLES, Comparison, check, compare, int8_head, int8_section
 from training.recipe import RECIPE, load_recipe
 from training.recipe_data import TrainingData
 
@@ -178,6 +180,46 @@ def recalibrate(
             lambda manifest, calibration: recalibrated_card(text, manifest, calibration),
         )
     return Bundle(out)
+
+
+def quantise(
+    bundle: Bundle,
+    version: str,
+    data: TrainingData,
+    out: Path,
+    *,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> Comparison:
+    """Write a bundle that has an int8 head besides all that another has; return how it does.
+
+    Args:
+        bundle: to take over.
+        version: of the new one.
+        data: training samples for the ranges, held-out ones for the comparison.
+        out: directory to write; an older bundle there is replaced.
+        threads: CPU threads.
+        progress: hears of the comparison's batches.
+
+    Raises:
+        ConfigError: the int8 head loses too much; nothing is written.
+        BundleError: ``out`` is something else than a bundle, or ``bundle`` is damaged.
+    """
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    inputs = data.training.inputs
+    # From all over the set: some are sorted by class.
+    ranges = inputs[:: max(1, len(inputs) // RANGE_SAMPLES)][:RANGE_SAMPLES]
+    with _written(out) as work:
+        files[HEAD_INT8] = int8_head(bundle, ranges)
+        before = msgspec.structs.replace(bundle.manifest, version=version)
+        manifest = _write(work, before, files)
+        held_out = LabelledFrames.of(data.held_out)
+        comparison = compare(Bundle(work), held_out, threads=threads, progress=progress)
+        check(comparison)
+        text = files[CARD_FILE].decode()
+        files[CARD_FILE] = card_with_int8(text, manifest, int8_section(comparison)).encode()
+        _write(work, manifest, files)
+    return comparison
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import msgspec
 from edge_agent.answers import Answer, ClosingError
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources.base import Item
+from edge_agent.switch import Switch
 from shared.errors import ConfigError, InputError, NeucodexError
 from shared.metrics import DropReason, EdgeMetrics
 
@@ -28,17 +29,17 @@ Outcome = asyncio.Future[Answer] | NeucodexError
 
 
 async def classify_items(
-    loop: EdgeLoop[Any], items: Iterator[Item], results: TextIO, metrics: EdgeMetrics
+    loops: Switch | EdgeLoop[Any], items: Iterator[Item], results: TextIO, metrics: EdgeMetrics
 ) -> None:
     """Classify every item, in order; one that fails is told as such and the next follows.
 
-    Returns at the end of the source, or when the loop closes.
+    Returns at the end of the source, or when the daemon closes.
     """
     pending: deque[tuple[str, Outcome]] = deque()
     while (item := await asyncio.to_thread(next, items, None)) is not None:
         if len(pending) == AHEAD:
             await _tell(results, *pending.popleft())
-        outcome = await _begin(loop, item, metrics)
+        outcome = await _begin(loops, item, metrics)
         pending.append((item.name, outcome))
         if isinstance(outcome, ClosingError):
             break
@@ -47,12 +48,12 @@ async def classify_items(
     log.info("the source has ended")
 
 
-async def _begin(loop: EdgeLoop[Any], item: Item, metrics: EdgeMetrics) -> Outcome:
+async def _begin(loops: Switch | EdgeLoop[Any], item: Item, metrics: EdgeMetrics) -> Outcome:
     if isinstance(item.data, InputError):
         metrics.dropped(DropReason.INVALID)
         return item.data
     try:
-        return await loop.put(item.data)
+        return await loops.put(item.data)
     except NeucodexError as error:
         return error
 

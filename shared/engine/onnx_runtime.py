@@ -8,6 +8,7 @@ cannot make it open another file.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,44 @@ from shared.errors import BundleError, EngineError
 from shared.model.bundle import WEIGHTS, Bundle, PartName, PartSpec, TensorSpec
 
 ELEMENT_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+CPU, XNNPACK = "CPUExecutionProvider", "XnnpackExecutionProvider"
 OPERATIONS = "operations"
 """Output of a graph that counts: float64 ``[N, 2]``, multiply-accumulates and accumulates."""
 
 
-def load_engine(bundle: Bundle, part: PartName, *, threads: int = 1) -> OnnxEngine:
+def load_engine(
+    bundle: Bundle,
+    part: PartName,
+    *,
+    threads: int = 1,
+    providers: Sequence[str] = (),
+    graph: str | None = None,
+) -> OnnxEngine:
     """Load one part of a bundle.
 
     Args:
         bundle: where graph and weights are read from, verified.
         part: ``head``, ``tail`` or ``whole``.
         threads: CPU threads of one call.
+        providers: ONNX Runtime's names of what is to run it, the first one first; what none of
+            them can run, and everything where there are none, runs on the CPU.
+        graph: another graph of that part in the bundle; None for the manifest's.
 
     Raises:
         BundleError: the part is absent or damaged, or its graph is not what the manifest says.
+        EngineError: a provider is not to be had here.
         ValueError: ``threads`` below 1.
     """
     spec = bundle.part(part)
-    session = _session(bundle, spec.graph, bundle.read(spec.graph), threads)
+    name = graph or spec.graph
+    session = _session(bundle, name, bundle.read(name), threads, providers)
     _check_border(bundle, part, session)
     return OnnxEngine(session, part, spec)
+
+
+def available_providers() -> list[str]:
+    """Return the names of the providers in the installed ONNX Runtime, the fastest first."""
+    return list(ort.get_available_providers())
 
 
 def load_counting_engine(
@@ -61,20 +80,48 @@ def load_counting_engine(
     return OnnxCountingEngine(session, part, bundle.part(part))
 
 
-def _session(bundle: Bundle, name: str, graph: bytes, threads: int) -> ort.InferenceSession:
+def _session(
+    bundle: Bundle, name: str, graph: bytes, threads: int, providers: Sequence[str] = ()
+) -> ort.InferenceSession:
     """Build a session from a graph's bytes and the bundle's weights."""
     if threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
+    wanted = _checked(providers)
     weights, options = bundle.read(WEIGHTS), _options(threads)
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=_with_options(wanted, threads))
     except Exception as error:
         # The runtime's exceptions share no base but Exception.
         raise BundleError(f"{bundle.path / name}: {error}") from error
     del weights, options
     _return_freed_memory()
+    # A provider whose libraries cannot be loaded is left out, with no more than a line on stderr.
+    lost = [each for each in wanted if each not in session.get_providers()]
+    if lost:
+        raise EngineError(
+            f"expected the provider {lost[0]} to start, it did not (are its libraries and its "
+            f"device there?); running: {', '.join(session.get_providers())}"
+        )
     return session
+
+
+def _checked(providers: Sequence[str]) -> list[str]:
+    """Return the providers with the CPU last; EngineError if this ONNX Runtime lacks one."""
+    available = available_providers()
+    for each in providers:
+        if each not in available:
+            raise EngineError(
+                f"providers: expected some of {', '.join(available)}, which this ONNX Runtime has, "
+                f"got {each!r}"
+            )
+    return [*(each for each in providers if each != CPU), CPU]
+
+
+def _with_options(providers: Sequence[str], threads: int) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers with their options; XNNPACK has threads of its own."""
+    options = {XNNPACK: {"intra_op_num_threads": str(threads)}}
+    return [(each, options.get(each, {})) for each in providers]
 
 
 class OnnxEngine:

@@ -6,6 +6,7 @@
     head.onnx            edge: input to code              tail.onnx   cloud: code to logits
     whole.onnx           optional: the network before the bottleneck was inserted
     head_operations.onnx optional: head.onnx that counts its operations, too
+    head_int8.onnx       optional: head.onnx with int8 convolutions, their weights in it
     weights.safetensors  all weights, once (the graphs refer into it), float16 or float32
     codec.npz            optional: integer tables of the context codecs
     calibration.json     temperature, alpha, exit distribution, firing rates, operation counts
@@ -43,6 +44,8 @@ CALIBRATION = "calibration.json"
 CODEC_TABLES = "codec.npz"
 HEAD_OPERATIONS = "head_operations.onnx"
 """Its outputs are those of the head, and ``operations``, see :mod:`shared.engine.onnx_runtime`."""
+HEAD_INT8 = "head_int8.onnx"
+"""Its inputs and outputs are the head's; its codes differ where potentials are near threshold."""
 MAX_FILE_BYTES = 1 << 30
 """A bundle file larger than this is refused unread."""
 
@@ -273,12 +276,11 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        raw = self._read_bytes(MANIFEST)
         try:
-            self.manifest = msgspec.json.decode(raw, type=Manifest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.manifest = parse_manifest(self._read_bytes(MANIFEST))
+        except ValueError as error:
             raise BundleError(f"{path / MANIFEST}: {error}") from error
-        self.digest = hashlib.sha256(canonical(self.manifest)).hexdigest()
+        self.digest = manifest_digest(self.manifest)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -317,6 +319,16 @@ class Bundle:
             raise BundleError(f"{self.path / name}: expected SHA-256 {expected}, got {found}")
         return content
 
+    def open(self, name: str) -> BinaryIO:
+        """Open the manifest or a file listed in it; what is read from it is not verified.
+
+        Raises:
+            BundleError: not of the bundle, absent, too large or no regular file.
+        """
+        if name != MANIFEST and name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {name} is not listed in the manifest")
+        return self._open(name)
+
     @cached_property
     def codecs(self) -> Mapping[str, Codec]:
         """The codecs for this bundle's codes, by name; BundleError if its tables are damaged."""
@@ -343,32 +355,54 @@ class Bundle:
         return found
 
     def _read_bytes(self, name: str) -> bytes:
-        path, most_bytes = self.path / name, MAX_FILE_BYTES
-        if name == MANIFEST:
-            most_bytes = MAX_MANIFEST_BYTES
+        path = self.path / name
+        try:
+            with self._open(name) as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                content = file.read(size_bytes + 1)
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}") from error
+        if len(content) != size_bytes:
+            raise BundleError(f"{path}: expected {size_bytes} bytes, it changed while it was read")
+        return content
+
+    def _open(self, name: str) -> BinaryIO:
+        path = self.path / name
         try:
             if path.resolve().parent != self.path.resolve():
                 raise BundleError(f"{path}: expected a file of the bundle, got a link out of it")
             # A pipe must not keep us waiting until it is known to be none.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                return _read_regular(file, most_bytes)
+            file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             raise BundleError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            _check_regular(file, MAX_MANIFEST_BYTES if name == MANIFEST else MAX_FILE_BYTES)
         except ValueError as error:
+            file.close()
             raise BundleError(f"{path}: {error}") from error
+        return file
 
 
-def _read_regular(file: BinaryIO, most_bytes: int) -> bytes:
-    """Return the content of an open file; ValueError where it is too large or no such thing."""
+def _check_regular(file: BinaryIO, most_bytes: int) -> None:
+    """Raise ValueError where an open file is too large, or no regular one."""
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("expected a regular file")
     if found.st_size > most_bytes:
         raise ValueError(f"expected at most {most_bytes} bytes, got {found.st_size}")
-    content = file.read(found.st_size + 1)
-    if len(content) != found.st_size:
-        raise ValueError(f"expected {found.st_size} bytes, it changed while it was read")
-    return content
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """Return what a manifest's bytes say; ValueError if they are none."""
+    try:
+        return msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """Return the digest of the bundle with this manifest, in hexadecimal."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
 def canonical(manifest: Manifest) -> bytes:

@@ -276,4 +276,4 @@ def test_strangers_do_not_fill_the_memory() -> None:
                 visit.begun()
         assert len(each._accounts) < 200
         kept.begun()
-        assert each._accounts["kept"].streams == 1
+        assert each._accounts["kept"].places["stream"] == 1
