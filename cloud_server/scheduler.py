@@ -148,6 +148,8 @@ class Scheduler:
         self._call: asyncio.Future[_Computed] | None = None
         self._start_handle: asyncio.Handle | None = None
         self._closed = False
+        self.begun = 0
+        """Samples that have been given a slot since the start."""
         # Kept, since asking for it is a system call each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
         self._worker = self._new_worker()
@@ -174,6 +176,7 @@ class Scheduler:
     def begin(self, listener: Listener, confidence: Confidence) -> Sample:
         """Give a new sample a slot; ValueError where :meth:`has_slot` is false."""
         (classes,) = self._engine.output_shape
+        self.begun += 1
         return Sample(listener, confidence, self._slots.take(), [0.0] * classes)
 
     def feed(self, sample: Sample, frames: Iterable[Array], arrived_seconds: float) -> None:

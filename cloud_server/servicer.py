@@ -306,9 +306,12 @@ async def _write(stream: Stream, context: Context) -> None:
 
 
 async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:
+    began = time.perf_counter()
     encoded = wire.cloud_message_to_proto(message)
     await context.write(encoded)
-    stream.part.metrics.sent(encoded.ByteSize())
+    metrics = stream.part.metrics
+    metrics.replied(time.perf_counter() - began)
+    metrics.sent(encoded.ByteSize())
 
 
 def _receive_codes(stream: CodeStream, message: pb.EdgeMessage, arrived_seconds: float) -> None:

@@ -23,7 +23,7 @@ from edge_agent.tuner import Here, Tuner, Wishes
 from shared.addresses import parse_address
 from shared.codec.packet import Checksum
 from shared.credentials import ClientCredentials
-from shared.energy.operations import load_model
+from shared.energy.operations import EnergyModel, load_model
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
@@ -87,10 +87,11 @@ class Kit:
         """What this device shows to the cloud and asks of it."""
         return self.config.credentials.watched()
 
-    def options(self, settings: Settings) -> Options:
-        """Return the loop's options."""
+    def options(self, settings: Settings, local: Part | None = None) -> Options:
+        """Return the loop's options; ``local`` runs here after the feed."""
         config = self.config
         return Options(
+            local_step_joules=0.0 if local is None else self._step_joules(local),
             placement=Placement(config.placement),
             settings=settings,
             samples_in_flight=config.samples_in_flight,
@@ -122,20 +123,27 @@ class Kit:
         self, settings: Settings, fallback: Fallback | None, wire_bytes: WireCounter
     ) -> Tuner:
         """Return what chooses the settings that the configuration leaves open."""
-        config, operations = self.config, self.calibration.operations
-        energy = load_model(config.energy)
+        config = self.config
         here = None
         if config.choose_local and fallback is not None:
-            probing = partial(describing, config.cloud, self.credentials)
+            probing = partial(describing, config.cloud, self.credentials, self.metrics.rpc_client)
             here = Here(rehearse=fallback.rehearse, probing=probing)
         wishes = Wishes(goal=config.goal, fixed=config.fixed, here=here)
         model = Model(
             exits=exit_shares(self.calibration, settings.alpha),
             check_bytes=config.check.size_bytes,
-            head_joules=energy.joules(operations["head"], 1),
-            tail_joules=energy.joules(operations["tail"], 1),
+            head_joules=self._step_joules(Part.HEAD),
+            tail_joules=self._step_joules(Part.TAIL),
         )
         return Tuner(settings, wishes, Observer(model), self.metrics, wire_bytes)
+
+    def _step_joules(self, part: Part) -> float:
+        """Return the modelled energy of one timestep of a part."""
+        return self._energy.joules(self.calibration.operations[part.value], 1)
+
+    @cached_property
+    def _energy(self) -> EnergyModel:
+        return load_model(self.config.energy)
 
     def codec(self) -> str:
         """Return the configured codec, else the bundle's; ConfigError if the bundle has it not."""
@@ -217,7 +225,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
             raise BundleError(f"fallback: expected a tail in {kit.bundle.path}, there is none")
         fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback"))
     options = replace(
-        kit.options(settings),
+        kit.options(settings, Part.TAIL),
         checksum=kit.config.check,
         timestep_deadline_seconds=kit.config.timestep_deadline_seconds,
         tuner=kit.tuner(settings, fallback, wire_bytes),
@@ -237,7 +245,7 @@ def _split_here(kit: Kit) -> EdgeLoop[feeds.HeadFeed]:
     tail.engine()
     return EdgeLoop(
         kit.bundle,
-        kit.options(kit.settings()),
+        kit.options(kit.settings(), Part.TAIL),
         partial(feeds.head_feeds, kit.head, kit.reader),
         lambda: LocalLink(tail, kit.bundle, code_decoder, worker),
         kit.metrics,
@@ -249,7 +257,7 @@ def _whole_here(kit: Kit) -> EdgeLoop[feeds.FrameFeed]:
     whole.engine()
     return EdgeLoop(
         kit.bundle,
-        kit.options(kit.settings()),
+        kit.options(kit.settings(), Part.WHOLE),
         partial(feeds.frame_feeds, kit.reader),
         lambda: LocalLink(whole, kit.bundle, frame_decoder, worker),
         kit.metrics,

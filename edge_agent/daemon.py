@@ -17,10 +17,12 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.assembly import build_loop
 from edge_agent.config import EdgeConfig
+from edge_agent.energy_watch import EnergyWatch
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
 from edge_agent.sources.classify import classify_items, open_results
+from shared.energy import stretches
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
@@ -95,12 +97,16 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         stack.push_async_callback(asyncio.to_thread, meter.close)
         meter.start()
         metrics.watch_energy(meter)
+        watch = EnergyWatch(metrics)
+        stack.push_async_callback(
+            _ended, asyncio.create_task(stretches.watch(meter, lambda: loop.work, watch.told))
+        )
         metrics_address = ""
         if config.metrics:
             endpoint = serve(registry, config.metrics, config.metrics_access)
             stack.push_async_callback(asyncio.to_thread, endpoint.close)
             metrics_address = f"{config.metrics.rpartition(':')[0]}:{endpoint.port}"
-        server = LocalServer(LocalApi(loop, about, metrics), config.listen)
+        server = LocalServer(LocalApi(loop, about, metrics), metrics.rpc_server, config.listen)
         stack.push_async_callback(server.close)
         await server.start()
         keeper = loop.start()
@@ -111,6 +117,12 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         # Unwound first: the loop answers what it holds, then the source and callers get it.
         stack.push_async_callback(loop.close)
         yield Daemon(loop, keeper, server.address, metrics_address)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and see its end."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 @contextlib.contextmanager

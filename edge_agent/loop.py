@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 from asyncio import FIRST_COMPLETED
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -21,6 +22,7 @@ from typing import Generic, TypeVar
 
 from edge_agent.answers import Answer, ClosingError, Latency, QueueFullError
 from edge_agent.breaker import Breaker, Pace
+from edge_agent.energy_watch import EdgeWork
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
@@ -96,6 +98,9 @@ class Options:
     """What becomes of one more."""
     timestep_deadline_seconds: float = math.inf
     """Longest silence of a cloud that owes a word; then its stream is left."""
+    local_step_joules: float = 0.0
+    """Modelled, of one timestep of what runs here after the feed: with edge-only behind the link,
+    else as the fallback."""
     pace: Pace = Pace()
     """Of attempts to reach the cloud."""
 
@@ -179,8 +184,8 @@ class EdgeLoop(Generic[F]):
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self.answered = 0
-        """Samples answered since the start."""
+        self._accepted = 0
+        self._answered: Counter[Placement] = Counter()
         metrics.threshold(options.settings.alpha)
         metrics.breaker(self._breaker.state)
 
@@ -193,6 +198,16 @@ class EdgeLoop(Generic[F]):
     def trouble(self) -> NeucodexError | None:
         """Why the last attempt to open a stream failed, if it did."""
         return self._trouble
+
+    @property
+    def answered(self) -> int:
+        """Samples answered since the start."""
+        return self._answered.total()
+
+    @property
+    def work(self) -> EdgeWork:
+        """What has been done since the start."""
+        return EdgeWork(self._accepted, len(self._samples), dict(self._answered))
 
     @property
     def placement(self) -> Placement:
@@ -331,6 +346,7 @@ class EdgeLoop(Generic[F]):
             sample.timers.append(expire)
         sample.future.add_done_callback(lambda future: self._on_done(sample, future))
         self._samples[sample.ticket] = sample
+        self._accepted += 1
         self._empty.clear()
         self._queue_changed()
         return sample
@@ -617,6 +633,7 @@ class EdgeLoop(Generic[F]):
         self._end(sample)
         used = verdict.timestep + 1
         sample.latency.total_seconds = perf_counter() - sample.accepted
+        self._count_energy(sample, placement, used)
         last = used == self.spec.timesteps
         self._metrics.answered(
             placement,
@@ -634,7 +651,7 @@ class EdgeLoop(Generic[F]):
             self._tuner.observer.answered(used, perf_counter())
             # Not before what else this event brings: the next sample's head runs meanwhile.
             asyncio.get_running_loop().call_soon(self._retune)
-        self.answered += 1
+        self._answered[placement] += 1
         if not sample.future.done():
             sample.future.set_result(
                 Answer(
@@ -647,6 +664,14 @@ class EdgeLoop(Generic[F]):
                     payload_bytes=sample.payload_bytes,
                 )
             )
+
+    def _count_energy(self, sample: _Sample[F], placement: Placement, used: int) -> None:
+        """Count what an answered sample's network parts on this device cost in the energy model."""
+        joules = sample.feed.joules
+        if placement in (Placement.EDGE_ONLY, Placement.FALLBACK):
+            joules += used * self._options.local_step_joules
+        if joules:
+            self._metrics.modelled_energy(placement, joules)
 
     def _count_baselines(self) -> None:
         """Count what this sample would have cost: features over full T, and the input itself."""
