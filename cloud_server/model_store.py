@@ -27,6 +27,7 @@ Load = Callable[[Bundle, Part, CloudConfig], Engine]
 class ServedPart:
     """One part of a model, ready to run for many streams."""
 
+    name: Part
     bundle: Bundle
     scheduler: Scheduler
     metrics: PartMetrics
@@ -123,7 +124,7 @@ class Model:
             timeout_seconds=config.engine_timeout_seconds,
             reload=partial(self._load, bundle, part, config),
         )
-        return ServedPart(bundle, scheduler, metrics)
+        return ServedPart(part, bundle, scheduler, metrics)
 
 
 class CloudWork(NamedTuple):

@@ -27,6 +27,7 @@ from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import CloudMetrics, serve
 from shared.tcp_info import WireCounter
+from shared.tracing import Tracing, open_tracing
 from shared.web import WebServer
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class CloudServer:
         metrics: CloudMetrics,
         meter: Meter,
         metrics_server: WebServer | None,
+        tracing: Tracing | None,
     ) -> None:
         self.port = port
         self.address = _with_port(config.listen, port)
@@ -68,6 +70,7 @@ class CloudServer:
         self._metrics = metrics
         self._meter = meter
         self._metrics_server = metrics_server
+        self._tracing = tracing
         self._health = health.aio.HealthServicer()
         self._watching: set[asyncio.Task[None]] = set()
 
@@ -105,6 +108,8 @@ class CloudServer:
         await asyncio.to_thread(self._meter.close)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
 
 async def create(config: CloudConfig) -> CloudServer:
@@ -119,7 +124,8 @@ async def create(config: CloudConfig) -> CloudServer:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry, load_model(config.energy))
     store = ModelStore(config, metrics)
-    servicer = CoInference(store, config, metrics)
+    tracing = open_tracing("neucodex-cloud", ratio=0.0) if config.tracing else None
+    servicer = CoInference(store, config, metrics, tracing)
     server = rpc.server(metrics.rpc_server)
     co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
         servicer, server
@@ -136,7 +142,9 @@ async def create(config: CloudConfig) -> CloudServer:
     meter = open_meter(config.energy)
     meter.start()
     metrics.watch_energy(meter)
-    running = CloudServer(config, server, port, servicer, store, metrics, meter, metrics_server)
+    running = CloudServer(
+        config, server, port, servicer, store, metrics, meter, metrics_server, tracing
+    )
     await running.start()
     for model in store:
         logger.info(

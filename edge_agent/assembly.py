@@ -31,6 +31,7 @@ from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
 from shared.model.bundle import HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
+from shared.tracing import Tracing
 from shared.watched import Watched
 from shared.worker import Worker
 
@@ -47,6 +48,8 @@ class Kit:
     """The thread of head and input decoding."""
     load: Callable[[PartName], Engine]
     """Makes the engine of a part."""
+    tracing: Tracing | None = None
+    """Makes traces of samples."""
 
     @property
     def reader(self) -> Reader:
@@ -185,6 +188,7 @@ def build_loop(
     bundle: Bundle,
     metrics: EdgeMetrics,
     load: Callable[[PartName], Engine] | None = None,
+    tracing: Tracing | None = None,
 ) -> EdgeLoop[Any]:
     """Put a loop together, engines loaded, not started.
 
@@ -193,6 +197,7 @@ def build_loop(
         bundle: the model.
         metrics: told of everything.
         load: makes the engine of a part; None for the configured engine.
+        tracing: makes traces of samples; None for none.
 
     Raises:
         ConfigError: a value that does not fit the bundle.
@@ -206,6 +211,7 @@ def build_loop(
         metrics=metrics,
         worker=Worker("edge-head"),
         load=load or partial(load_engine, config, bundle),
+        tracing=tracing,
     )
     metrics.describe_model(bundle.digest, bundle.spec)
     if config.placement == "edge_only":
@@ -237,6 +243,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
         lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
         None if fallback is None else fallback.finish,
+        tracing=kit.tracing,
     )
 
 
@@ -249,6 +256,7 @@ def _split_here(kit: Kit) -> EdgeLoop[feeds.HeadFeed]:
         partial(feeds.head_feeds, kit.head, kit.reader),
         lambda: LocalLink(tail, kit.bundle, code_decoder, worker),
         kit.metrics,
+        tracing=kit.tracing,
     )
 
 
@@ -261,6 +269,7 @@ def _whole_here(kit: Kit) -> EdgeLoop[feeds.FrameFeed]:
         partial(feeds.frame_feeds, kit.reader),
         lambda: LocalLink(whole, kit.bundle, frame_decoder, worker),
         kit.metrics,
+        tracing=kit.tracing,
     )
 
 
@@ -280,4 +289,5 @@ def _cloud_only(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.InputFeed]:
         partial(feeds.input_feeds, timesteps),
         lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
+        tracing=kit.tracing,
     )

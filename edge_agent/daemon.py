@@ -27,6 +27,7 @@ from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
 from shared.model.bundle import Bundle
+from shared.tracing import open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +87,16 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     energy = load_model(config.energy)
     metrics = EdgeMetrics(registry, model=bundle.manifest.name, energy=energy)
     items = None if config.source is None else open_source(config.source)
-    loop = build_loop(config, bundle, metrics)
+    tracing = open_tracing("neucodex-edge", config.trace_ratio) if config.trace_ratio else None
+    loop = build_loop(config, bundle, metrics, tracing=tracing)
     about = About(
         version=metadata.version("neucodex"),
         bundle=bundle,
         cloud="" if config.placement == "edge_only" else config.cloud,
     )
     async with contextlib.AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         meter = open_meter(config.energy)
         stack.push_async_callback(asyncio.to_thread, meter.close)
         meter.start()

@@ -249,6 +249,8 @@ class GrpcImageLink(GrpcLink):
         )
 
     def _messages_of(self, message: EdgeMessage) -> Iterator[Message]:
+        if message.traces:
+            yield pb.ImageMessage(traces=map(wire.trace_to_proto, message.traces))
         for packet in message.packets:
             yield pb.ImageMessage(input=pb.SampleInput.FromString(packet))
         if message.cancels:
