@@ -133,7 +133,7 @@ class HeadFeed:
         self._latency.head_seconds += seconds
         metrics = self._head.metrics
         metrics.stage(EdgeStage.HEAD, seconds)
-        metrics.spikes(int(np.count_nonzero(code)), code.size)
+        metrics.spikes(code)
         if counted is None:
             self.joules += metrics.operations(Part.HEAD, self._head.operations, 1)
         else:

@@ -19,6 +19,8 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -868,6 +870,22 @@ class _Families:
         return value
 
 
+Key = TypeVar("Key")
+Resolved = TypeVar("Resolved")
+
+
+class _Once(dict[Key, Resolved]):
+    """Series by a label's value, each resolved when it is first told."""
+
+    def __init__(self, resolve: Callable[[Key], Resolved]) -> None:
+        super().__init__()
+        self._resolve = resolve
+
+    def __missing__(self, key: Key) -> Resolved:
+        resolved = self[key] = self._resolve(key)
+        return resolved
+
+
 class RpcTally:
     """What the calls of one gRPC method are told to.
 
@@ -1071,6 +1089,29 @@ class EdgeMetrics(_SideMetrics):
         super().__init__(registry, "edge", EDGE_FAMILIES, energy)
         self.rpc_client = RpcMetrics(registry, "client")
         self._model = model
+        counter, observer = self._families.counter, self._families.observer
+        self._stages = _Once[EdgeStage, Tell](
+            lambda stage: observer("edge_stage_duration_seconds", model, stage)
+        )
+        self._times = _Once[str, Tell](lambda name: observer(name, model))
+        self._payloads = _Once[Direction, Tell](
+            lambda direction: counter("edge_payload_bytes_total", model, direction)
+        )
+        self._messages = _Once[Direction, tuple[Tell, Tell]](
+            lambda direction: (
+                counter("edge_message_bytes_total", model, direction),
+                observer("edge_message_size_bytes", model, direction),
+            )
+        )
+        self._sites = _Once[Site, tuple[Tell, Tell, Tell]](
+            lambda site: (
+                counter("edge_spikes_total", model, site),
+                counter("edge_neuron_updates_total", model, site),
+                observer("edge_firing_ratio", model, site),
+            )
+        )
+        self._calibrated: dict[Part, tuple[Operations, Callable[[float], float]]] = {}
+        """The bundle's means, told for nearly every timestep."""
         self._start(model)
         self.connection(ConnectionState.IDLE)
 
@@ -1080,25 +1121,22 @@ class EdgeMetrics(_SideMetrics):
 
     def stage(self, stage: EdgeStage, seconds: float) -> None:
         """One stage took so long."""
-        self._families.observe("edge_stage_duration_seconds", self._model, stage, value=seconds)
+        self._stages[stage](seconds)
 
     def roundtrip(self, seconds: float, service_seconds: float) -> None:
         """A verdict came ``seconds`` after its packet was sent; the cloud spent part of it."""
-        self._families.observe("edge_roundtrip_seconds", self._model, value=seconds)
-        transport_seconds = max(0.0, seconds - service_seconds)
-        self._families.observe("edge_transport_seconds", self._model, value=transport_seconds)
+        self._times["edge_roundtrip_seconds"](seconds)
+        self._times["edge_transport_seconds"](max(0.0, seconds - service_seconds))
 
     def payload(self, payload_bytes: int, direction: Direction = Direction.SENT) -> None:
         """Code bits of one packet were handed to the link."""
-        self._families.count(
-            "edge_payload_bytes_total", self._model, direction, amount=payload_bytes
-        )
+        self._payloads[direction](payload_bytes)
 
     def message(self, message_bytes: int, direction: Direction) -> None:
         """A serialised message was sent or received."""
-        labels = (self._model, direction)
-        self._families.count("edge_message_bytes_total", *labels, amount=message_bytes)
-        self._families.observe("edge_message_size_bytes", *labels, value=message_bytes)
+        count, observe = self._messages[direction]
+        count(message_bytes)
+        observe(message_bytes)
         if self._energy.radio is not None:
             joules = self._energy.radio.joules(message_bytes, sent=direction is Direction.SENT)
             priced = (self._model, RADIO, ModelSource.RADIO, Basis.BYTES)
@@ -1115,12 +1153,13 @@ class EdgeMetrics(_SideMetrics):
         self._families.count("edge_timesteps_total", self._model, "wasted", amount=timesteps)
         self._families.count("edge_wasted_bytes_total", self._model, amount=payload_bytes)
 
-    def spikes(self, spikes: int, neurons: int, site: Site = Site.CODE) -> None:
-        """One timestep of ``neurons`` neurons fired ``spikes`` times."""
-        labels = (self._model, site)
-        self._families.count("edge_spikes_total", *labels, amount=spikes)
-        self._families.count("edge_neuron_updates_total", *labels, amount=neurons)
-        self._families.observe("edge_firing_ratio", *labels, value=spikes / neurons)
+    def spikes(self, code: NDArray[np.uint8], site: Site = Site.CODE) -> None:
+        """The neurons of one timestep fired where this is 1."""
+        spikes, neurons = int(np.count_nonzero(code)), code.size
+        count_spikes, count_neurons, observe = self._sites[site]
+        count_spikes(spikes)
+        count_neurons(neurons)
+        observe(spikes / neurons)
 
     def operations(
         self,
@@ -1130,7 +1169,13 @@ class EdgeMetrics(_SideMetrics):
         basis: Basis = Basis.CALIBRATED,
     ) -> float:
         """A part ran for so many timesteps of one sample; return their modelled joules."""
-        return self._operations(self._model, part, operations, basis)(timesteps)
+        if basis is not Basis.CALIBRATED:
+            return self._operations(self._model, part, operations, basis)(timesteps)
+        known = self._calibrated.get(part)
+        if known is None or known[0] is not operations:
+            tell = self._operations(self._model, part, operations)
+            known = self._calibrated[part] = (operations, tell)
+        return known[1](timesteps)
 
     def answered(
         self,

@@ -3,6 +3,7 @@ import re
 import urllib.request
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import Metric
@@ -168,7 +169,7 @@ def test_what_the_policy_reckons_with_and_chose(edge: EdgeMetrics, value: Read) 
 
 
 def test_spikes_and_modelled_energy(edge: EdgeMetrics, value: Read) -> None:
-    edge.spikes(64, neurons=256)
+    edge.spikes(np.arange(256, dtype=np.uint8).reshape(4, 8, 8) % 4 == 0)
     edge.operations(Part.HEAD, OPERATIONS, timesteps=2)
     assert value("edge_spikes_total", model="tiny", site="code") == 64
     assert value("edge_neuron_updates_total", model="tiny", site="code") == 256
