@@ -121,6 +121,8 @@ class RecordedFeed:
         self._codes = codes
         self._head_seconds = head_seconds
         self._encoder: SampleEncoder | None = None
+        self.joules = 0.0
+        """Nothing is computed."""
 
     @property
     def complete(self) -> bool:

@@ -1,6 +1,7 @@
-"""Two servers to measure against: ``echo`` (plain grpc.aio) and ``null`` (ours, the tail empty).
+"""Servers to measure against.
 
-``python -m benchmarks.servers echo|null --ready-file FILE [--bundle DIR]``.
+``echo`` is plain grpc.aio, ``null`` ours with an empty tail, ``silent`` ours without metrics:
+``python -m benchmarks.servers echo|null|silent --ready-file FILE [--bundle DIR]``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.load import ECHO
+from benchmarks.silent import SilentCloudMetrics
 from cloud_server import cli, model_store
+from cloud_server import server as cloud
 from cloud_server.config import CloudConfig
 from shared import rpc
 from shared.engine.base import Array, Engine, Shape, State
@@ -73,15 +76,20 @@ async def serve_echo(ready: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__)
-    parser.add_argument("kind", choices=("echo", "null"))
+    parser.add_argument("kind", choices=("echo", "null", "silent"))
     parser.add_argument("--ready-file", type=Path, required=True)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args(argv)
     if arguments.kind == "echo":
         asyncio.run(serve_echo(arguments.ready_file))
         return 0
-    model_store.load_engine = load_null
+    if arguments.kind == "null":
+        model_store.load_engine = load_null
+    else:
+        cloud.CloudMetrics = SilentCloudMetrics  # type: ignore[attr-defined]
     flags = ["--bundle", str(arguments.bundle), "--ready-file", str(arguments.ready_file)]
+    flags += ["--log-level", arguments.log_level]
     return cli.main(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *flags])
 
 

@@ -13,6 +13,7 @@ from shared.codec.codecs import get_codec
 from shared.codec.packet import Checksum, SampleDecoder
 from shared.errors import CheckError, CodecError, ProtocolError, SampleCode
 from shared.messages import EdgeMessage, Open, Opened, Settings
+from shared.tracing import Tracing
 
 
 class CodeStream(Stream):
@@ -24,15 +25,30 @@ class CodeStream(Stream):
         opened: what the edge was told.
         config: the server's.
         visit: whose stream it is, and what they may take.
+        tracing: goes on with the edge's traces; None for not.
 
     Raises:
         ProtocolError: the settings exceed the limits.
     """
 
     def __init__(
-        self, part: ServedPart, open_: Open, opened: Opened, config: CloudConfig, visit: Visit
+        self,
+        part: ServedPart,
+        open_: Open,
+        opened: Opened,
+        config: CloudConfig,
+        visit: Visit,
+        tracing: Tracing | None = None,
     ) -> None:
-        super().__init__(part, opened, open_.settings, config, visit, want_logits=open_.want_logits)
+        super().__init__(
+            part,
+            opened,
+            open_.settings,
+            config,
+            visit,
+            want_logits=open_.want_logits,
+            tracing=tracing,
+        )
         self._checksum = open_.checksum
         self._code_shape = part.bundle.spec.code_shape
         self._decoders: dict[int, SampleDecoder] = {}
@@ -54,6 +70,8 @@ class CodeStream(Stream):
         if message.settings is not None:
             settings = resolved(message.settings, self.part.timesteps)
             self.perform(self.session.settings(settings))
+        if message.traces:
+            self.announce(message.traces)
         for packet in message.packets:
             slot_free = self.part.scheduler.has_slot()
             hold = self.visit.hold()
@@ -95,11 +113,16 @@ class CodeStream(Stream):
             self.perform(self.session.failed(number, code, str(error)))
             return
         metrics = self.part.metrics
-        metrics.decoded(time.perf_counter() - began)
+        ended, live = time.perf_counter(), self._live[number]
+        metrics.decoded(ended - began)
         size_bytes = payload_bytes(len(packet), len(frames), self._checksum)
         metrics.payload(size_bytes)
         self._payloads[number].append(size_bytes)
-        self._live[number].feed(frames[:, None], self._arrived_seconds)
+        if live.trace is not None:
+            live.trace.stage(
+                "decode", began, ended, timesteps=len(frames), payload_bytes=size_bytes
+            )
+        live.feed(frames[:, None], self._arrived_seconds)
 
 
 def resolved(settings: Settings, timesteps: int) -> Settings:

@@ -90,6 +90,8 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Least important messages that are logged."""
     log_format: Literal["text", "json"] = "text"
     """How a line of the log looks."""
+    tracing: bool = False
+    """Whether samples that an edge traces are traced here too; takes the extra ``otel``."""
     energy: EnergyConfig = EnergyConfig()
     """What is measured of the power drawn here, and how the energy model reckons."""
 

@@ -18,6 +18,7 @@ from shared.errors import InputError, SampleCode
 from shared.messages import Opened, Settings
 from shared.model.bundle import Bundle
 from shared.model.preprocessing import decode_image, prepare
+from shared.tracing import Tracing
 
 Input = bytes | NDArray[np.generic]
 """An encoded image, or an array ``[C, H, W]`` or ``[T, C, H, W]``."""
@@ -32,6 +33,7 @@ class ImageStream(Stream):
         settings: the edge's, resolved.
         config: the server's.
         visit: whose stream it is, and what they may take.
+        tracing: goes on with the edge's traces; None for not.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class ImageStream(Stream):
         settings: Settings,
         config: CloudConfig,
         visit: Visit,
+        tracing: Tracing | None = None,
     ) -> None:
-        super().__init__(part, opened, settings, config, visit)
+        super().__init__(part, opened, settings, config, visit, tracing=tracing)
         self._loading: dict[int, asyncio.Task[None]] = {}
 
     def receive(
@@ -95,8 +98,11 @@ class ImageStream(Stream):
             self.break_off(error)
         else:
             del self._loading[number]
-            self.part.metrics.input_decoded(time.perf_counter() - began)
-            self._live[number].feed(frames, arrived_seconds)
+            ended, live = time.perf_counter(), self._live[number]
+            self.part.metrics.input_decoded(ended - began)
+            if live.trace is not None:
+                live.trace.stage("decode_input", began, ended)
+            live.feed(frames, arrived_seconds)
 
 
 def load_frames(value: Input | InputError, bundle: Bundle) -> list[NDArray[np.float32]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cloud_server.admission import AdmissionError
 from cloud_server.config import CloudConfig
@@ -26,6 +27,7 @@ Load = Callable[[Bundle, Part, CloudConfig], Engine]
 class ServedPart:
     """One part of a model, ready to run for many streams."""
 
+    name: Part
     bundle: Bundle
     scheduler: Scheduler
     metrics: PartMetrics
@@ -79,6 +81,11 @@ class Model:
         """Whether the network before the bottleneck was inserted is there."""
         return self.bundle.has("whole")
 
+    @property
+    def parts(self) -> list[ServedPart]:
+        """The parts that are loaded."""
+        return [part for part in (self.tail, self._whole) if part is not None]
+
     async def whole(self) -> ServedPart:
         """Return the whole network, loaded on a thread of its own the first time.
 
@@ -99,9 +106,8 @@ class Model:
 
     async def close(self) -> None:
         """Wait for the engine calls under way."""
-        for part in (self.tail, self._whole):
-            if part is not None:
-                await part.scheduler.close()
+        for part in self.parts:
+            await part.scheduler.close()
 
     def _serve(self, part: Part, label: str, engine: Engine) -> ServedPart:
         config, bundle = self._config, self.bundle
@@ -118,7 +124,21 @@ class Model:
             timeout_seconds=config.engine_timeout_seconds,
             reload=partial(self._load, bundle, part, config),
         )
-        return ServedPart(bundle, scheduler, metrics)
+        return ServedPart(part, bundle, scheduler, metrics)
+
+
+class CloudWork(NamedTuple):
+    """What a server has done so far."""
+
+    begun: int
+    """Samples."""
+    under_way: int
+    """Samples that hold a slot."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sample is under way."""
+        return not self.under_way
 
 
 class ModelStore:
@@ -164,6 +184,15 @@ class ModelStore:
                 RejectReason.VERSION_MISMATCH,
                 f"expected the digest of a served model ({served}), got {digest.hex()}",
             ) from None
+
+    @property
+    def work(self) -> CloudWork:
+        """What has been done since the start, all models together."""
+        schedulers = [part.scheduler for model in self for part in model.parts]
+        return CloudWork(
+            begun=sum(each.begun for each in schedulers),
+            under_way=sum(each.slots_in_use for each in schedulers),
+        )
 
     async def close(self) -> None:
         """Wait for the engine calls under way."""

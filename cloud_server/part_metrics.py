@@ -33,7 +33,7 @@ class PartMetrics:
 
     Attributes:
         model: value of the ``model`` label.
-        decoded, input_decoded, queued: take in the seconds of those stages.
+        decoded, input_decoded, queued, replied: take in the seconds of those stages.
         served: takes in the seconds from a packet's arrival to its verdict.
         payload: takes in the bytes of code bits of one packet.
         received, sent: take in the bytes of one serialised message.
@@ -46,6 +46,7 @@ class PartMetrics:
         self.decoded = metrics.stage(model, CloudStage.DECODE)
         self.input_decoded = metrics.stage(model, CloudStage.DECODE_INPUT)
         self.queued = metrics.stage(model, CloudStage.QUEUE)
+        self.replied = metrics.stage(model, CloudStage.REPLY)
         self.served = metrics.service(model)
         self.payload = metrics.payload(model)
         self.received = metrics.message(model, Direction.RECEIVED)

@@ -87,15 +87,19 @@ class Sample:
     held: bool = False
     """An engine call is working on its slot."""
     released: bool = False
+    observe: Callable[[float, Computed], None] | None = None
+    """Told of every engine call with one of its timesteps, and when that was queued."""
 
 
 Batch = Sequence[tuple[Sample, _Timestep]]
 
 
-class _Computed(NamedTuple):
+class Computed(NamedTuple):
     """What an engine call gave; per sample its decision, or why there is none."""
 
     outcomes: list[Decision | EngineError]
+    began_seconds: float
+    """When the engine began, ``time.perf_counter()``."""
     engine_seconds: float
     exit_rule_seconds: float
 
@@ -145,9 +149,11 @@ class Scheduler:
         self._ready: list[tuple[int, Sample]] = []
         """Heap of the samples that wait for the engine, by the age of their next timestep."""
         self._queued = 0
-        self._call: asyncio.Future[_Computed] | None = None
+        self._call: asyncio.Future[Computed] | None = None
         self._start_handle: asyncio.Handle | None = None
         self._closed = False
+        self.begun = 0
+        """Samples that have been given a slot since the start."""
         # Kept, since asking for it is a system call each time (Python 3.11).
         self._loop = asyncio.get_running_loop()
         self._worker = self._new_worker()
@@ -174,6 +180,7 @@ class Scheduler:
     def begin(self, listener: Listener, confidence: Confidence) -> Sample:
         """Give a new sample a slot; ValueError where :meth:`has_slot` is false."""
         (classes,) = self._engine.output_shape
+        self.begun += 1
         return Sample(listener, confidence, self._slots.take(), [0.0] * classes)
 
     def feed(self, sample: Sample, frames: Iterable[Array], arrived_seconds: float) -> None:
@@ -275,7 +282,7 @@ class Scheduler:
             self._wake()
 
     def _called(
-        self, batch: Batch, call: asyncio.Future[_Computed], limit: asyncio.TimerHandle
+        self, batch: Batch, call: asyncio.Future[Computed], limit: asyncio.TimerHandle
     ) -> None:
         """The worker thread is done with a batch: settle it, start the next call."""
         limit.cancel()
@@ -290,7 +297,7 @@ class Scheduler:
             self._fail(batch, error)
         self._start()
 
-    def _give_up(self, call: asyncio.Future[_Computed], batch: Batch) -> None:
+    def _give_up(self, call: asyncio.Future[Computed], batch: Batch) -> None:
         """An engine call hangs: go on without it, with another thread and another engine."""
         if call is not self._call:
             return
@@ -306,7 +313,7 @@ class Scheduler:
                 sample.listener.failed(SampleCode.WORKER_LOST, message)
         self._start()
 
-    def _came_back(self, batch: Batch, call: asyncio.Future[_Computed]) -> None:
+    def _came_back(self, batch: Batch, call: asyncio.Future[Computed]) -> None:
         """A call that was given up has ended after all: its slots are free."""
         call.exception()
         logger.warning("an engine call of %d samples, given up before, has ended", len(batch))
@@ -340,7 +347,7 @@ class Scheduler:
         self._queued -= len(batch)
         return batch
 
-    def _compute(self, batch: Batch, worker: Worker) -> _Computed:
+    def _compute(self, batch: Batch, worker: Worker) -> Computed:
         """Run one engine call, mostly on the worker thread; it alone touches the held slots."""
         engine = self._restarted(worker) if self._broken else self._engine
         slots = [sample.slot for sample, _ in batch]
@@ -354,7 +361,7 @@ class Scheduler:
             self._judge(sample, row)
             for (sample, _), row in zip(batch, logits.tolist(), strict=True)
         ]
-        return _Computed(outcomes, ended - began, time.perf_counter() - ended)
+        return Computed(outcomes, began, ended - began, time.perf_counter() - ended)
 
     def _restarted(self, worker: Worker) -> Engine:
         """Load the engine anew; it is everybody's unless the thread was given up meanwhile."""
@@ -372,11 +379,13 @@ class Scheduler:
         except EngineError as error:
             return error
 
-    def _settle(self, batch: Batch, computed: _Computed) -> None:
+    def _settle(self, batch: Batch, computed: Computed) -> None:
         """Tell the samples of a finished call what came of it."""
         self._call_seconds = computed.engine_seconds
         self._metrics.engine_call(len(batch), computed.engine_seconds, computed.exit_rule_seconds)
         for (sample, step), outcome in zip(batch, computed.outcomes, strict=True):
+            if sample.observe is not None:
+                sample.observe(step.queued_seconds, computed)
             self._tell(sample, step, outcome)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:

@@ -17,15 +17,17 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from cloud_server.config import CloudConfig
-from cloud_server.model_store import ModelStore
+from cloud_server.model_store import CloudWork, ModelStore
 from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
 from shared import rpc
+from shared.energy import stretches
 from shared.energy.meter import Meter
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import CloudMetrics, serve
 from shared.tcp_info import WireCounter
+from shared.tracing import Tracing, open_tracing
 from shared.web import WebServer
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,10 @@ class CloudServer:
         port: int,
         servicer: CoInference,
         store: ModelStore,
+        metrics: CloudMetrics,
         meter: Meter,
         metrics_server: WebServer | None,
+        tracing: Tracing | None,
     ) -> None:
         self.port = port
         self.address = _with_port(config.listen, port)
@@ -63,10 +67,12 @@ class CloudServer:
         self._server = server
         self._servicer = servicer
         self._store = store
+        self._metrics = metrics
         self._meter = meter
         self._metrics_server = metrics_server
+        self._tracing = tracing
         self._health = health.aio.HealthServicer()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to serve, health and reflection included."""
@@ -76,7 +82,16 @@ class CloudServer:
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        self._watching = asyncio.create_task(self._servicer.watch_streams())
+        idle = stretches.watch(self._meter, lambda: self._store.work, self._told)
+        self._watching = {
+            asyncio.create_task(each) for each in (self._servicer.watch_streams(), idle)
+        }
+
+    def _told(self, stretch: stretches.Stretch[CloudWork]) -> None:
+        """Take in what was measured of a stretch of time."""
+        if stretch.was_idle:
+            for source, drawn in stretch.drawn.items():
+                self._metrics.idle(source, drawn.component, drawn.watts)
 
     async def drain(self) -> None:
         """Report NOT_SERVING, let the samples under way finish, then stop."""
@@ -86,13 +101,15 @@ class CloudServer:
 
     async def stop(self) -> None:
         """Stop at once, cutting what is open."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._watching:
+            task.cancel()
         await self._server.stop(None)
         await self._store.close()
         await asyncio.to_thread(self._meter.close)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
 
 async def create(config: CloudConfig) -> CloudServer:
@@ -107,8 +124,9 @@ async def create(config: CloudConfig) -> CloudServer:
     registry = CollectorRegistry()
     metrics = CloudMetrics(registry, load_model(config.energy))
     store = ModelStore(config, metrics)
-    servicer = CoInference(store, config, metrics)
-    server = rpc.server()
+    tracing = open_tracing("neucodex-cloud", ratio=0.0) if config.tracing else None
+    servicer = CoInference(store, config, metrics, tracing)
+    server = rpc.server(metrics.rpc_server)
     co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
         servicer, server
     )
@@ -124,7 +142,9 @@ async def create(config: CloudConfig) -> CloudServer:
     meter = open_meter(config.energy)
     meter.start()
     metrics.watch_energy(meter)
-    running = CloudServer(config, server, port, servicer, store, meter, metrics_server)
+    running = CloudServer(
+        config, server, port, servicer, store, metrics, meter, metrics_server, tracing
+    )
     await running.start()
     for model in store:
         logger.info(

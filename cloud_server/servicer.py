@@ -36,6 +36,7 @@ from shared import rpc, wire
 from shared.errors import InputError, NeucodexError, ProtocolError
 from shared.messages import PROTOCOL_VERSION, CloudMessage, Opened
 from shared.metrics import CloudMetrics, RejectReason, Rpc
+from shared.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +69,18 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         store: what is served.
         config: the server's.
         metrics: the server's.
+        tracing: goes on with the edges' traces; None for not.
     """
 
-    def __init__(self, store: ModelStore, config: CloudConfig, metrics: CloudMetrics) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        config: CloudConfig,
+        metrics: CloudMetrics,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._store = store
+        self._tracing = tracing
         self._config = config
         self._metrics = metrics
         self._admission = Admission(config.max_streams, config.overload_retry_seconds, metrics)
@@ -245,9 +254,8 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         model = self._store.get(message.open.model_digest)
         settings = resolved(message.open.settings, model.tail.timesteps)
         opened = self._opened(model, message.open.samples_in_flight)
-        stream = CodeStream(
-            model.tail, replace(message.open, settings=settings), opened, self._config, visit
-        )
+        open_ = replace(message.open, settings=settings)
+        stream = CodeStream(model.tail, open_, opened, self._config, visit, self._tracing)
         stream.guard(lambda: stream.receive(message, arrived_seconds))
         return stream
 
@@ -261,7 +269,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         settings = replace(sent, window=1, steps_per_packet=1, codec=opened.codecs[0])
         part = await model.whole()
         stream = image_stream.ImageStream(
-            part, opened, resolved(settings, part.timesteps), self._config, visit
+            part, opened, resolved(settings, part.timesteps), self._config, visit, self._tracing
         )
         stream.guard(lambda: _take_in_images(stream, first, arrived_seconds))
         return stream
@@ -340,9 +348,12 @@ async def _write_in_time(context: Context, chunk: pb.FetchChunk) -> None:
 
 
 async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:
+    began = time.perf_counter()
     encoded = wire.cloud_message_to_proto(message)
     await context.write(encoded)
-    stream.part.metrics.sent(encoded.ByteSize())
+    metrics = stream.part.metrics
+    metrics.replied(time.perf_counter() - began)
+    metrics.sent(encoded.ByteSize())
 
 
 def _receive_codes(stream: CodeStream, message: pb.EdgeMessage, arrived_seconds: float) -> None:
@@ -363,6 +374,8 @@ def _take_in_images(
     stream: image_stream.ImageStream, message: pb.ImageMessage, arrived_seconds: float
 ) -> None:
     value: Input | InputError | None = None
+    if message.traces:
+        stream.announce(wire.traces_from_proto(message.traces))
     if message.HasField("input"):
         try:
             value = wire.input_from_proto(message.input)

@@ -143,6 +143,11 @@ class CloudSession:
         """Numbers of the samples under way."""
         return tuple(self._live)
 
+    @property
+    def next_number(self) -> int:
+        """Number of the sample that begins next."""
+        return self._next
+
     def waits_for_edge(self, sample: int) -> bool:
         """Say whether a live sample can go on only when another packet of it arrives."""
         state = self._live.get(sample)

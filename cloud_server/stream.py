@@ -11,7 +11,7 @@ from cloud_server.config import CloudConfig
 from cloud_server.limits import Visit
 from cloud_server.model_store import ServedPart
 from cloud_server.outbox import Outbox
-from cloud_server.scheduler import Judged
+from cloud_server.scheduler import Computed, Judged
 from cloud_server.session import (
     Action,
     Begin,
@@ -24,9 +24,13 @@ from cloud_server.session import (
 )
 from shared.engine.base import Array
 from shared.errors import NeucodexError, SampleCode
-from shared.messages import Draining, Failure, Opened, Settings, Verdict
+from shared.messages import Draining, Failure, Opened, Settings, TraceContext, Verdict
+from shared.tracing import Trace, Tracing
 
 logger = logging.getLogger(__name__)
+
+MAX_ANNOUNCED = 8
+"""Samples whose traces are remembered before they begin."""
 
 
 class LiveSample:
@@ -44,19 +48,44 @@ class LiveSample:
         self._begun_at = self._active_at = time.monotonic()
         self._scheduler = stream.part.scheduler
         self._ticket = self._scheduler.begin(self, settings.confidence)
+        self._judged_at = 0.0
+        self.trace: Trace | None = None
+        """Set by :meth:`follow`."""
+
+    def follow(self, trace: Trace) -> None:
+        """Tell a trace of its stages from now on."""
+        self.trace = trace
+        self._ticket.observe = self._computed
+
+    def _computed(self, queued_seconds: float, computed: Computed) -> None:
+        """The engine call with its next timestep is over."""
+        if self.trace is not None:
+            began, timestep = computed.began_seconds, self._ticket.timestep
+            ended = began + computed.engine_seconds
+            self._judged_at = ended + computed.exit_rule_seconds
+            self.trace.stage("queue", queued_seconds, began, timestep=timestep)
+            batch = len(computed.outcomes)
+            self.trace.stage(self._stream.part.name, began, ended, timestep=timestep, batch=batch)
+            self.trace.stage("exit_rule", ended, self._judged_at, timestep=timestep)
 
     def feed(self, frames: Iterable[Array], arrived_seconds: float) -> None:
         """Queue its next timesteps."""
         self._active_at = time.monotonic()
         self._scheduler.feed(self._ticket, frames, arrived_seconds)
 
-    def release(self) -> None:
+    def release(self, ending: Ending) -> None:
         """Give everything back."""
         self._scheduler.release(self._ticket)
+        if self.trace is not None:
+            self._ticket.observe = None
+            self.trace.end(time.perf_counter(), ending=ending.value)
 
     def judged(self, judged: Judged) -> None:
         """The network's word on its next timestep."""
         self._active_at = time.monotonic()
+        if self.trace is not None:
+            now = time.perf_counter()
+            self.trace.stage("verdict", self._judged_at, now, timestep=judged.timestep)
         self._stream.judged(self._number, judged)
 
     def failed(self, code: SampleCode, message: str) -> None:
@@ -95,6 +124,7 @@ class Stream:
         config: the server's.
         visit: whose stream it is, and what they may take.
         want_logits: whether verdicts carry the mean logits.
+        tracing: goes on with the edge's traces; None for not.
 
     Attributes:
         outbox: what waits to be written.
@@ -113,6 +143,7 @@ class Stream:
         visit: Visit,
         *,
         want_logits: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self.part = part
         self.config = config
@@ -124,6 +155,24 @@ class Stream:
         self._want_logits = want_logits
         self._live: dict[int, LiveSample] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._tracing = tracing
+        self._announced: dict[int, str] = {}
+        """Trace contexts of samples that have not begun."""
+
+    def announce(self, traces: Iterable[TraceContext]) -> None:
+        """Take in which traces the next few samples belong to."""
+        if self._tracing is None:
+            return
+        told = self._announced | {each.sample: each.traceparent for each in traces}
+        begins = self.session.next_number
+        following = range(begins, begins + MAX_ANNOUNCED)
+        self._announced = {number: told[number] for number in following if number in told}
+
+    def _follow(self, live: LiveSample, traceparent: str) -> None:
+        if self._tracing is not None:
+            trace = self._tracing.join("serve", time.perf_counter(), traceparent)
+            if trace is not None:
+                live.follow(trace)
 
     def drive(self, event: Callable[[], Sequence[Action]]) -> None:
         """Carry out what follows from an event that no caller waits for."""
@@ -149,11 +198,13 @@ class Stream:
                 if action.hold is not None:
                     self.visit.held_back(action.hold)
             case Begin(number, settings):
-                self._live[number] = LiveSample(self, number, settings)
+                live = self._live[number] = LiveSample(self, number, settings)
+                if number in self._announced:
+                    self._follow(live, self._announced.pop(number))
                 self.visit.begun()
                 self._watch_time()
             case Release(number, ending):
-                self._live.pop(number).release()
+                self._live.pop(number).release(ending)
                 self.part.metrics.sample_released(ending)
             case SendDraining(last_sample):
                 self.outbox.put(Draining(last_sample))

@@ -23,7 +23,7 @@ from edge_agent.tuner import Here, Tuner, Wishes
 from shared.addresses import parse_address
 from shared.codec.packet import Checksum
 from shared.credentials import ClientCredentials
-from shared.energy.operations import load_model
+from shared.energy.operations import EnergyModel, load_model
 from shared.engine.base import Engine
 from shared.errors import BundleError, ConfigError
 from shared.exit_rule import Confidence
@@ -31,6 +31,7 @@ from shared.messages import ReplyMode, Settings
 from shared.metrics import EdgeMetrics, Part, Placement, QueuePolicy
 from shared.model.bundle import HEAD_INT8, HEAD_OPERATIONS, Bundle, Calibration, PartName
 from shared.tcp_info import WireCounter
+from shared.tracing import Tracing
 from shared.watched import Watched
 from shared.worker import Worker
 
@@ -47,6 +48,8 @@ class Kit:
     """The thread of head and input decoding."""
     load: Callable[[PartName], Engine]
     """Makes the engine of a part."""
+    tracing: Tracing | None = None
+    """Makes traces of samples."""
 
     @property
     def reader(self) -> Reader:
@@ -88,10 +91,11 @@ class Kit:
         """What this device shows to the cloud and asks of it."""
         return self.config.credentials.watched()
 
-    def options(self, settings: Settings) -> Options:
-        """Return the loop's options."""
+    def options(self, settings: Settings, local: Part | None = None) -> Options:
+        """Return the loop's options; ``local`` runs here after the feed."""
         config = self.config
         return Options(
+            local_step_joules=0.0 if local is None else self._step_joules(local),
             placement=Placement(config.placement),
             settings=settings,
             samples_in_flight=config.samples_in_flight,
@@ -123,20 +127,27 @@ class Kit:
         self, settings: Settings, fallback: Fallback | None, wire_bytes: WireCounter
     ) -> Tuner:
         """Return what chooses the settings that the configuration leaves open."""
-        config, operations = self.config, self.calibration.operations
-        energy = load_model(config.energy)
+        config = self.config
         here = None
         if config.choose_local and fallback is not None:
-            probing = partial(describing, config.cloud, self.credentials)
+            probing = partial(describing, config.cloud, self.credentials, self.metrics.rpc_client)
             here = Here(rehearse=fallback.rehearse, probing=probing)
         wishes = Wishes(goal=config.goal, fixed=config.fixed, here=here)
         model = Model(
             exits=exit_shares(self.calibration, settings.alpha),
             check_bytes=config.check.size_bytes,
-            head_joules=energy.joules(operations["head"], 1),
-            tail_joules=energy.joules(operations["tail"], 1),
+            head_joules=self._step_joules(Part.HEAD),
+            tail_joules=self._step_joules(Part.TAIL),
         )
         return Tuner(settings, wishes, Observer(model), self.metrics, wire_bytes)
+
+    def _step_joules(self, part: Part) -> float:
+        """Return the modelled energy of one timestep of a part."""
+        return self._energy.joules(self.calibration.operations[part.value], 1)
+
+    @cached_property
+    def _energy(self) -> EnergyModel:
+        return load_model(self.config.energy)
 
     def codec(self) -> str:
         """Return the configured codec, else the bundle's; ConfigError if the bundle has it not."""
@@ -190,6 +201,7 @@ def build_loop(
     metrics: EdgeMetrics,
     load: Callable[[PartName], Engine] | None = None,
     wire_bytes: WireCounter | None = None,
+    tracing: Tracing | None = None,
 ) -> EdgeLoop[Any]:
     """Put a loop together, engines loaded, not started.
 
@@ -199,6 +211,7 @@ def build_loop(
         metrics: told of everything.
         load: makes the engine of a part; None for the configured engine.
         wire_bytes: from :func:`count_wire`; None to count anew.
+        tracing: makes traces of samples; None for none.
 
     Raises:
         ConfigError: a value that does not fit the bundle.
@@ -212,6 +225,7 @@ def build_loop(
         metrics=metrics,
         worker=Worker("edge-head"),
         load=load or partial(load_engine, config, bundle),
+        tracing=tracing,
     )
     if config.placement == "edge_only":
         return _whole_here(kit) if config.network == "whole" else _split_here(kit)
@@ -237,7 +251,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
             raise BundleError(f"fallback: expected a tail in {kit.bundle.path}, there is none")
         fallback = Fallback(kit.network(Part.TAIL), settings, Worker("edge-fallback"))
     options = replace(
-        kit.options(settings),
+        kit.options(settings, Part.TAIL),
         checksum=kit.config.check,
         timestep_deadline_seconds=kit.config.timestep_deadline_seconds,
         tuner=kit.tuner(settings, fallback, wire_bytes),
@@ -249,6 +263,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
         lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
         None if fallback is None else fallback.finish,
+        tracing=kit.tracing,
     )
 
 
@@ -257,10 +272,11 @@ def _split_here(kit: Kit) -> EdgeLoop[feeds.HeadFeed]:
     tail.engine()
     return EdgeLoop(
         kit.bundle,
-        kit.options(kit.settings()),
+        kit.options(kit.settings(), Part.TAIL),
         partial(feeds.head_feeds, kit.head, kit.reader),
         lambda: LocalLink(tail, kit.bundle, code_decoder, worker),
         kit.metrics,
+        tracing=kit.tracing,
     )
 
 
@@ -269,10 +285,11 @@ def _whole_here(kit: Kit) -> EdgeLoop[feeds.FrameFeed]:
     whole.engine()
     return EdgeLoop(
         kit.bundle,
-        kit.options(kit.settings()),
+        kit.options(kit.settings(), Part.WHOLE),
         partial(feeds.frame_feeds, kit.reader),
         lambda: LocalLink(whole, kit.bundle, frame_decoder, worker),
         kit.metrics,
+        tracing=kit.tracing,
     )
 
 
@@ -292,4 +309,5 @@ def _cloud_only(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.InputFeed]:
         partial(feeds.input_feeds, timesteps),
         lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
         kit.metrics,
+        tracing=kit.tracing,
     )

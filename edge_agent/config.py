@@ -127,6 +127,9 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Least important messages that are logged."""
     log_format: Literal["text", "json"] = "text"
     """How a line of the log looks."""
+    trace_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the samples that are traced with OpenTelemetry; above 0 it takes the extra
+    ``otel``."""
     energy: EnergyConfig = EnergyConfig()
     """What is measured of the power drawn here, and how the energy model reckons."""
     source: SourceConfig | None = None

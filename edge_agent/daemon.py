@@ -17,15 +17,18 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.assembly import build_loop, count_wire
 from edge_agent.config import EdgeConfig
+from edge_agent.energy_watch import EnergyWatch
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import open_source
 from edge_agent.sources.classify import classify_items, open_results
 from edge_agent.switch import Switch
+from shared.energy import stretches
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
 from shared.model.bundle import Bundle
+from shared.tracing import open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +93,14 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     energy = load_model(config.energy)
     metrics = EdgeMetrics(registry, model=Bundle(path).manifest.name, energy=energy)
     items = None if config.source is None else open_source(config.source)
+    tracing = open_tracing("neucodex-edge", config.trace_ratio) if config.trace_ratio else None
     is_remote = config.placement != "edge_only"
     wire_bytes = count_wire(config, metrics) if is_remote else None
 
     def build(folder: Path) -> EdgeLoop[Any]:
         bundle = Bundle(folder)
         of_model = metrics.of_model(bundle.manifest.name)
-        return build_loop(config, bundle, of_model, wire_bytes=wire_bytes)
+        return build_loop(config, bundle, of_model, wire_bytes=wire_bytes, tracing=tracing)
 
     loops = Switch(path, build)
     about = About(
@@ -104,16 +108,22 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         cloud=config.cloud if is_remote else "",
     )
     async with contextlib.AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         meter = open_meter(config.energy)
         stack.push_async_callback(asyncio.to_thread, meter.close)
         meter.start()
         metrics.watch_energy(meter)
+        watch = EnergyWatch(metrics)
+        stack.push_async_callback(
+            _ended, asyncio.create_task(stretches.watch(meter, lambda: loops.work, watch.told))
+        )
         metrics_address = ""
         if config.metrics:
             endpoint = serve(registry, config.metrics, config.metrics_access)
             stack.push_async_callback(asyncio.to_thread, endpoint.close)
             metrics_address = f"{config.metrics.rpartition(':')[0]}:{endpoint.port}"
-        server = LocalServer(LocalApi(loops, about, metrics), config.listen)
+        server = LocalServer(LocalApi(loops, about, metrics), metrics.rpc_server, config.listen)
         stack.push_async_callback(server.close)
         await server.start()
         keeper = loops.start()
@@ -124,6 +134,12 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         # Unwound first: the loops answer what they hold, then the source and callers get it.
         stack.push_async_callback(loops.close)
         yield Daemon(loops, keeper, server.address, metrics_address)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and see its end."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 @contextlib.contextmanager

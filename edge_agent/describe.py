@@ -14,6 +14,7 @@ from protos import co_inference_pb2 as pb
 from shared import rpc
 from shared.credentials import ClientCredentials
 from shared.errors import LinkLostError
+from shared.metrics import GrpcType, RpcMetrics
 from shared.watched import Watched
 
 METHOD = "/neucodex.v1.CoInference/Describe"
@@ -28,12 +29,18 @@ class Describe:
         channel: to the cloud.
         address: of the cloud, for messages.
         credentials: shown to it.
+        metrics: told of every call; None for nobody.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, address: str, credentials: ClientCredentials
+        self,
+        channel: grpc.aio.Channel,
+        address: str,
+        credentials: ClientCredentials,
+        metrics: RpcMetrics | None,
     ) -> None:
         self._address = address
+        self._tally = None if metrics is None else metrics.method(METHOD, GrpcType.UNARY)
         self._metadata = rpc.metadata(credentials)
         self._call: Any = channel.unary_unary(
             METHOD,
@@ -43,14 +50,27 @@ class Describe:
 
     async def reply(self) -> pb.DescribeReply:
         """Return what the cloud serves; LinkLostError where it does not answer."""
+        began, code = perf_counter(), "CANCELLED"
         try:
             reply: pb.DescribeReply = await self._call(
                 pb.DescribeRequest(), timeout=ANSWER_SECONDS, metadata=self._metadata
             )
+            code = "OK"
         except grpc.aio.AioRpcError as error:
+            code = error.code().name
             message = f"{self._address}: {error.code().name}: {error.details()}"
             raise LinkLostError(message) from error
+        finally:
+            self._tell(code, perf_counter() - began)
         return reply
+
+    def _tell(self, code: str, seconds: float) -> None:
+        if self._tally is not None:
+            self._tally.started(1)
+            self._tally.sent(1)
+            if code == "OK":
+                self._tally.received(1)
+            self._tally.handled(code, seconds)
 
     async def round_trip(self) -> float:
         """Return the seconds that an answer took; LinkLostError where there is none."""
@@ -61,9 +81,15 @@ class Describe:
 
 @contextlib.asynccontextmanager
 async def describing(
-    address: str, credentials: Watched[ClientCredentials]
+    address: str, credentials: Watched[ClientCredentials], metrics: RpcMetrics | None = None
 ) -> AsyncIterator[Describe]:
-    """Hold a connection for questions to the cloud at ``host:port``; made with the first one."""
+    """Hold a connection for questions to the cloud at ``host:port``; made with the first one.
+
+    Args:
+        address: of the cloud.
+        credentials: shown to it, as they are now.
+        metrics: told of every call; None for nobody.
+    """
     shown = credentials.current()
     async with rpc.channel(address, shown) as channel:
-        yield Describe(channel, address, shown)
+        yield Describe(channel, address, shown, metrics)

@@ -47,6 +47,11 @@ class Feed(Protocol):
         """Whether the whole input is here."""
         ...
 
+    @property
+    def joules(self) -> float:
+        """Modelled energy of what has been computed."""
+        ...
+
     async def compute(self, timestep: int) -> None:
         """Compute what the packet of this timestep needs; called in order, once each.
 
@@ -112,6 +117,8 @@ class HeadFeed:
         self._state = zero_state(head.engine, 1)
         self._codes: list[NDArray[np.uint8]] = []
         self._encoder: SampleEncoder | None = None
+        self.joules = 0.0
+        """Modelled energy of head and encoder so far."""
 
     @property
     def complete(self) -> bool:
@@ -126,11 +133,11 @@ class HeadFeed:
         self._latency.head_seconds += seconds
         metrics = self._head.metrics
         metrics.stage(EdgeStage.HEAD, seconds)
-        metrics.spikes(int(np.count_nonzero(code)), code.size)
+        metrics.spikes(code)
         if counted is None:
-            metrics.operations(Part.HEAD, self._head.operations, 1)
+            self.joules += metrics.operations(Part.HEAD, self._head.operations, 1)
         else:
-            metrics.operations(Part.HEAD, counted, 1, Basis.COUNTED)
+            self.joules += metrics.operations(Part.HEAD, counted, 1, Basis.COUNTED)
 
     def _step(self, x: NDArray[np.float32]) -> tuple[float, NDArray[np.uint8], Operations | None]:
         began, counted = perf_counter(), None
@@ -180,6 +187,8 @@ class FrameFeed:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._ready: list[NDArray[np.float32]] = []
+        self.joules = 0.0
+        """Nothing is computed."""
 
     @property
     def complete(self) -> bool:
@@ -212,6 +221,8 @@ class InputFeed:
         self._source = source
         self._timesteps = timesteps
         self._data: Data | None = None
+        self.joules = 0.0
+        """Nothing is computed."""
 
     @property
     def complete(self) -> bool:

@@ -22,7 +22,7 @@ from shared import rpc, wire
 from shared.credentials import ClientCredentials, ClientFiles
 from shared.errors import LinkLostError, NeucodexError, ProtocolError, RefusedError
 from shared.messages import CloudMessage, Draining, EdgeMessage, Open, Opened
-from shared.metrics import ConnectionState, Direction, EdgeMetrics, EdgeStage, WireSource
+from shared.metrics import ConnectionState, Direction, EdgeMetrics, EdgeStage, GrpcType, WireSource
 from shared.watched import Watched
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,9 @@ class GrpcLink:
         self._looked = perf_counter()
         self._outbox: deque[EdgeMessage] = deque()
         self._filled = asyncio.Event()
+        self._tally = metrics.rpc_client.method(SERVICE + self.METHOD, GrpcType.BIDI_STREAM)
+        self._began: float | None = None
+        """When the call began that has not been told to have ended."""
         self._writer: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
@@ -82,6 +85,8 @@ class GrpcLink:
             request_serializer=self._serialise,
             response_deserializer=self._parse,
         )
+        self._began = perf_counter()
+        self._tally.started(1)
         self._call = method(metadata=rpc.metadata(self._shown))
         message, limit = None, asyncio.timeout(OPEN_SECONDS)
         with contextlib.suppress(TimeoutError):
@@ -123,6 +128,7 @@ class GrpcLink:
             # The call holds our methods: gone from here, it frees its connection at once.
             call, self._call = self._call, None
             call.cancel()
+            self._ended("CANCELLED")
             # What the kernel counted is gone with the connection.
             self._wire_bytes.poll()
             await channel.close()
@@ -168,13 +174,21 @@ class GrpcLink:
         with contextlib.suppress(grpc.aio.AioRpcError):
             message = await self._call.read()
         if message is grpc.aio.EOF:
-            if await self._call.code() is not grpc.StatusCode.OK:
+            code = await self._call.code()
+            self._ended(code.name)
+            if code is not grpc.StatusCode.OK:
                 raise await self._error()
             return None
         began = perf_counter()
         result = wire.cloud_message_from_proto(message)
         self._metrics.stage(EdgeStage.UNPACK_REPLY, perf_counter() - began)
         return result
+
+    def _ended(self, code: str) -> None:
+        """Tell, once, that the call has ended."""
+        if self._began is not None:
+            self._tally.handled(code, perf_counter() - self._began)
+            self._began = None
 
     async def _error(self) -> NeucodexError:
         """Return why the stream ended."""
@@ -207,10 +221,12 @@ class GrpcLink:
 
     def _serialise(self, message: Message) -> bytes:
         data = message.SerializeToString()
+        self._tally.sent(1)
         self._metrics.message(len(data), Direction.SENT)
         return data
 
     def _parse(self, data: bytes) -> pb.CloudMessage:
+        self._tally.received(1)
         self._metrics.message(len(data), Direction.RECEIVED)
         return pb.CloudMessage.FromString(data)
 
@@ -233,6 +249,8 @@ class GrpcImageLink(GrpcLink):
         )
 
     def _messages_of(self, message: EdgeMessage) -> Iterator[Message]:
+        if message.traces:
+            yield pb.ImageMessage(traces=map(wire.trace_to_proto, message.traces))
         for packet in message.packets:
             yield pb.ImageMessage(input=pb.SampleInput.FromString(packet))
         if message.cancels:

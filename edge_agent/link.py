@@ -59,7 +59,8 @@ class CloudLink(Protocol):
 def merge(first: EdgeMessage, then: EdgeMessage) -> EdgeMessage | None:
     """Return one message that says the same as two, or nothing where one cannot.
 
-    The parts of a message take effect in the order settings, packets, cancels.
+    The parts of a message take effect in the order settings, traces, packets, cancels; a trace may
+    come earlier than it would have.
     """
     settings_too_late = then.settings is not None and bool(first.packets or first.cancels)
     packets_too_early = bool(then.packets and first.cancels)
@@ -70,4 +71,5 @@ def merge(first: EdgeMessage, then: EdgeMessage) -> EdgeMessage | None:
         settings=then.settings or first.settings,
         packets=first.packets + then.packets,
         cancels=first.cancels + then.cancels,
+        traces=first.traces + then.traces,
     )

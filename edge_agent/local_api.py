@@ -23,7 +23,7 @@ from protos import edge_service_pb2 as pb
 from protos.edge_service_pb2_grpc import EdgeServiceServicer, add_EdgeServiceServicer_to_server
 from shared import rpc, wire
 from shared.errors import ConfigError, InputError, NeucodexError
-from shared.metrics import EdgeMetrics, Placement
+from shared.metrics import EdgeMetrics, Placement, RpcMetrics
 from shared.model.spec import NetworkSpec
 
 STREAM_AHEAD = 4
@@ -217,14 +217,15 @@ class LocalServer:
 
     Args:
         api: the service.
+        metrics: told of its calls.
         address: ``unix:PATH``, made with mode 0600, or ``host:port`` (0 picks a port).
 
     Raises:
         ConfigError: the address cannot be bound, or somebody else answers there.
     """
 
-    def __init__(self, api: LocalApi, address: str) -> None:
-        self._server = rpc.server()
+    def __init__(self, api: LocalApi, metrics: RpcMetrics, address: str) -> None:
+        self._server = rpc.server(metrics)
         add_EdgeServiceServicer_to_server(api, self._server)  # type: ignore[no-untyped-call]
         self._path = Path(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
         if self._path is None:

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 from asyncio import FIRST_COMPLETED
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -21,6 +22,7 @@ from typing import Generic, TypeVar
 
 from edge_agent.answers import Answer, ClosingError, Latency, QueueFullError
 from edge_agent.breaker import Breaker, Pace
+from edge_agent.energy_watch import EdgeWork
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
@@ -38,6 +40,7 @@ from edge_agent.session import (
     Wait,
 )
 from edge_agent.session import Answer as Answered
+from edge_agent.traced import trace_head, trace_local, trace_round_trip
 from edge_agent.tuner import Tuner
 from edge_agent.waiting_room import WaitingRoom
 from edge_agent.watchdog import watch
@@ -51,7 +54,7 @@ from shared.errors import (
     SampleCode,
     SampleError,
 )
-from shared.messages import EdgeMessage, Failure, Open, Opened, Settings, Verdict
+from shared.messages import EdgeMessage, Failure, Open, Opened, Settings, TraceContext, Verdict
 from shared.metrics import (
     Baseline,
     BreakerState,
@@ -66,6 +69,7 @@ from shared.metrics import (
     RetryReason,
 )
 from shared.model.bundle import Bundle
+from shared.tracing import Trace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +101,9 @@ class Options:
     """What becomes of one more."""
     timestep_deadline_seconds: float = math.inf
     """Longest silence of a cloud that owes a word; then its stream is left."""
+    local_step_joules: float = 0.0
+    """Modelled, of one timestep of what runs here after the feed: with edge-only behind the link,
+    else as the fallback."""
     pace: Pace = Pace()
     """Of attempts to reach the cloud."""
 
@@ -123,6 +130,8 @@ class _Sample(Generic[F]):
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     """The first on each timestep, under whatever number."""
     payload_bytes: int = 0
+    trace: Trace | None = None
+    """If it is traced."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     """What is being computed for it here, and what has been."""
 
@@ -138,6 +147,7 @@ class EdgeLoop(Generic[F]):
         metrics: told of everything.
         fallback: finishes a sample here when the cloud cannot; None for never.
         sleep: waits between two streams.
+        tracing: makes traces of samples; None for none.
     """
 
     def __init__(
@@ -149,6 +159,7 @@ class EdgeLoop(Generic[F]):
         metrics: EdgeMetrics,
         fallback: Callable[[F], Awaitable[Verdict]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        tracing: Tracing | None = None,
     ) -> None:
         self.bundle = bundle
         self.spec = bundle.spec
@@ -162,6 +173,7 @@ class EdgeLoop(Generic[F]):
         self._fallback = fallback
         self._tuner = options.tuner
         self._sleep = sleep
+        self._tracing = tracing
         self._session = EdgeSession(self.spec.timesteps, options.settings)
         self._tickets = itertools.count()
         self._samples: dict[int, _Sample[F]] = {}
@@ -181,8 +193,8 @@ class EdgeLoop(Generic[F]):
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self.answered = 0
-        """Samples answered since the start."""
+        self._accepted = 0
+        self._answered: Counter[Placement] = Counter()
         self.tell()
 
     @property
@@ -194,6 +206,16 @@ class EdgeLoop(Generic[F]):
     def trouble(self) -> NeucodexError | None:
         """Why the last attempt to open a stream failed, if it did."""
         return self._trouble
+
+    @property
+    def answered(self) -> int:
+        """Samples answered since the start."""
+        return self._answered.total()
+
+    @property
+    def work(self) -> EdgeWork:
+        """What has been done since the start."""
+        return EdgeWork(self._accepted, len(self._samples), dict(self._answered))
 
     @property
     def placement(self) -> Placement:
@@ -339,6 +361,8 @@ class EdgeLoop(Generic[F]):
             latency=latency,
             accepted=perf_counter(),
         )
+        if self._tracing is not None:
+            sample.trace = self._tracing.begin("sample", sample.accepted)
         patience = events.call_later(self._options.deadline_seconds, self._on_deadline, sample)
         sample.timers.append(patience)
         if deadline_seconds is not None:
@@ -346,6 +370,7 @@ class EdgeLoop(Generic[F]):
             sample.timers.append(expire)
         sample.future.add_done_callback(lambda future: self._on_done(sample, future))
         self._samples[sample.ticket] = sample
+        self._accepted += 1
         self._empty.clear()
         self._queue_changed()
         return sample
@@ -475,6 +500,8 @@ class EdgeLoop(Generic[F]):
         """Split the round trip that a verdict ends."""
         if self.placement is Placement.EDGE_ONLY:
             sample.latency.tail_seconds += verdict.service_seconds
+            if sample.trace is not None:
+                trace_local(sample.trace, verdict, sample.latency)
             return
         sent = [
             (packet.timestep, at)
@@ -484,6 +511,8 @@ class EdgeLoop(Generic[F]):
         if not sent:
             return
         now, (_, sent_at) = perf_counter(), sent[-1]
+        if sample.trace is not None:
+            trace_round_trip(sample.trace, verdict, sent_at, now)
         self._metrics.roundtrip(now - sent_at, verdict.service_seconds)
         # Round trips may overlap: what was waited for already is not waited for again.
         waited = now - max(sent_at, sample.heard)
@@ -575,20 +604,26 @@ class EdgeLoop(Generic[F]):
         sample.started = True
         now = perf_counter()
         sample.latency.queue_seconds = now - sample.accepted
+        if sample.trace is not None:
+            sample.trace.stage("queue", sample.accepted, now)
         if self._tuner is not None:
             self._tuner.observer.began(now)
         self._metrics.stage(EdgeStage.QUEUE, sample.latency.queue_seconds)
         self._queue_changed()
 
     async def _run_feed(self, sample: _Sample[F], timestep: int) -> None:
-        before = sample.latency.head_seconds
+        latency = sample.latency
+        input_before, head_before = latency.input_seconds, latency.head_seconds
         try:
             await sample.feed.compute(timestep)
         except NeucodexError as error:
             self._fail(sample, error)
         else:
+            head_seconds = latency.head_seconds - head_before
+            if sample.trace is not None:
+                input_seconds = latency.input_seconds - input_before
+                trace_head(sample.trace, timestep, input_seconds, head_seconds)
             if self._tuner is not None:
-                head_seconds = sample.latency.head_seconds - before
                 self._tuner.observer.head(head_seconds, perf_counter())
 
     def _send_packet(self, sample: _Sample[F], send: SendPacket) -> None:
@@ -599,16 +634,22 @@ class EdgeLoop(Generic[F]):
         before = sample.latency.codec_seconds
         packets = sample.feed.packets(send, self._session.settings)
         now = perf_counter()
+        code_seconds = sample.latency.codec_seconds - before
+        traces: tuple[TraceContext, ...] = ()
+        if sample.trace is not None:
+            steps, first = send.steps, send.timestep
+            sample.trace.stage(EdgeStage.CODE, now - code_seconds, now, timestep=first, steps=steps)
+            if first == 0:
+                traces = (TraceContext(send.number, sample.trace.traceparent),)
         if self._tuner is not None:
             code_bytes = sum(packet.payload_bytes for packet in packets)
-            code_seconds = sample.latency.codec_seconds - before
             self._tuner.observer.packets(send.steps, code_bytes, code_seconds, now)
         for packet in packets:
             sample.sent.append((packet, now))
             if self.placement is Placement.CO_INFERENCE:
                 sample.payload_bytes += packet.payload_bytes
                 self._metrics.payload(packet.payload_bytes)
-        self._send(EdgeMessage(packets=tuple(packet.data for packet in packets)))
+        self._send(EdgeMessage(packets=tuple(packet.data for packet in packets), traces=traces))
 
     def _on_answer(self, sample: _Sample[F], verdict: Verdict, wasted: int) -> None:
         if wasted and self.placement is Placement.CO_INFERENCE:
@@ -632,6 +673,7 @@ class EdgeLoop(Generic[F]):
         self._end(sample)
         used = verdict.timestep + 1
         sample.latency.total_seconds = perf_counter() - sample.accepted
+        self._count_energy(sample, placement, used)
         last = used == self.spec.timesteps
         self._metrics.answered(
             placement,
@@ -643,13 +685,20 @@ class EdgeLoop(Generic[F]):
         )
         milliseconds = 1e3 * sample.latency.total_seconds
         log.debug("a sample answered: %s, T = %d, %.1f ms", placement.value, used, milliseconds)
+        if sample.trace is not None:
+            sample.trace.end(
+                sample.accepted + sample.latency.total_seconds,
+                placement=placement.value,
+                timesteps_used=used,
+                confidence=verdict.confidence,
+            )
         if placement is Placement.CO_INFERENCE:
             self._count_baselines()
         if self._tuner is not None:
             self._tuner.observer.answered(used, perf_counter())
             # Not before what else this event brings: the next sample's head runs meanwhile.
             asyncio.get_running_loop().call_soon(self._retune)
-        self.answered += 1
+        self._answered[placement] += 1
         if not sample.future.done():
             sample.future.set_result(
                 Answer(
@@ -662,6 +711,14 @@ class EdgeLoop(Generic[F]):
                     payload_bytes=sample.payload_bytes,
                 )
             )
+
+    def _count_energy(self, sample: _Sample[F], placement: Placement, used: int) -> None:
+        """Count what an answered sample's network parts on this device cost in the energy model."""
+        joules = sample.feed.joules
+        if placement in (Placement.EDGE_ONLY, Placement.FALLBACK):
+            joules += used * self._options.local_step_joules
+        if joules:
+            self._metrics.modelled_energy(placement, joules)
 
     def _count_baselines(self) -> None:
         """Count what this sample would have cost: features over full T, and the input itself."""
@@ -687,7 +744,10 @@ class EdgeLoop(Generic[F]):
             self._metrics.dropped(DropReason.INVALID)
         placement = Placement.FALLBACK if sample.local else self.placement
         self._end(sample)
-        self._metrics.failed(placement, reason, perf_counter() - sample.accepted)
+        now = perf_counter()
+        self._metrics.failed(placement, reason, now - sample.accepted)
+        if sample.trace is not None:
+            sample.trace.end(now, placement=placement.value, error=str(error))
         if not sample.future.done():
             sample.future.set_exception(error)
         self._carry_out(self._session.abandon(sample.ticket))
@@ -751,12 +811,16 @@ class EdgeLoop(Generic[F]):
             await asyncio.wait(computing)
         if self._fallback is None or sample.ticket not in self._samples:
             return
+        began = perf_counter()
         try:
             verdict = await self._fallback(sample.feed)
         except NeucodexError as error:
             self._fail(sample, error)
         else:
             sample.latency.tail_seconds += verdict.service_seconds
+            if sample.trace is not None:
+                tail_seconds = verdict.service_seconds
+                sample.trace.stage("fallback", began, perf_counter(), tail_seconds=tail_seconds)
             if self._tuner is not None:
                 step_seconds = verdict.service_seconds / (verdict.timestep + 1)
                 self._tuner.observer.tail(step_seconds, perf_counter())

@@ -10,12 +10,14 @@ version alone, and one that cannot be run, or that the cloud does not serve, cha
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edge_agent.answers import Answer, ClosingError
+from edge_agent.energy_watch import NO_WORK, EdgeWork
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError
 from edge_agent.loop import EdgeLoop
@@ -50,12 +52,18 @@ class Switch:
         self.loop = build(self._seen)
         self._running: asyncio.Task[None] | None = None
         self._retiring: dict[Loop, asyncio.Task[None]] = {}
-        self._answered_before = 0
+        self._work_before = NO_WORK
+
+    @property
+    def work(self) -> EdgeWork:
+        """What has been done since the start."""
+        works = [loop.work for loop in self._loops]
+        return functools.reduce(EdgeWork.plus, works, self._work_before)
 
     @property
     def answered(self) -> int:
         """Samples answered since the start."""
-        return self._answered_before + sum(loop.answered for loop in self._loops)
+        return sum(self.work.answered.values())
 
     @property
     def queue_depth(self) -> int:
@@ -131,7 +139,7 @@ class Switch:
 
     async def _retire(self, loop: Loop) -> None:
         await loop.finish()
-        self._answered_before += loop.answered
+        self._work_before = self._work_before.plus(loop.work)
         del self._retiring[loop]
         self.loop.tell()
 

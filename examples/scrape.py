@@ -26,13 +26,13 @@ class Scrape:
 
     def has(self, name: str) -> bool:
         """Say whether the daemon has a metric; one that cannot be measured is absent."""
-        return f"{NAMESPACE}_{name}" in self._names
+        return _full(name) in self._names
 
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of the series of a metric that carry ``labels``.
 
         Args:
-            name: without ``neucodex_``.
+            name: without ``neucodex_``; those of gRPC in full.
             labels: values the series must have; labels not named may have any value.
 
         Raises:
@@ -61,7 +61,7 @@ class Scrape:
         return next((labels for labels, _ in self._series(f"{name}_info", {})), {})
 
     def _series(self, name: str, labels: dict[str, str]) -> list[tuple[dict[str, str], float]]:
-        full = f"{NAMESPACE}_{name}"
+        full = _full(name)
         if full not in self._names:
             raise LookupError(f"expected a metric {full}, the daemon has none")
         return [
@@ -69,6 +69,10 @@ class Scrape:
             for sample in self._samples
             if sample.name == full and labels.items() <= sample.labels.items()
         ]
+
+
+def _full(name: str) -> str:
+    return name if name.startswith("grpc_") else f"{NAMESPACE}_{name}"
 
 
 def scrape(address: str) -> Scrape:

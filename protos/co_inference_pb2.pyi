@@ -101,17 +101,27 @@ class Opened(_message.Message):
     model: str
     def __init__(self, protocol_version: _Optional[int] = ..., max_window: _Optional[int] = ..., max_steps_per_packet: _Optional[int] = ..., samples_in_flight: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., packet_idle_seconds: _Optional[float] = ..., model: _Optional[str] = ...) -> None: ...
 
+class Trace(_message.Message):
+    __slots__ = ("sample", "traceparent")
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    sample: int
+    traceparent: str
+    def __init__(self, sample: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
 class EdgeMessage(_message.Message):
-    __slots__ = ("packets", "settings", "cancels", "open")
+    __slots__ = ("packets", "settings", "cancels", "open", "traces")
     PACKETS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     CANCELS_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
     packets: _containers.RepeatedScalarFieldContainer[bytes]
     settings: Settings
     cancels: _containers.RepeatedScalarFieldContainer[int]
     open: Open
-    def __init__(self, packets: _Optional[_Iterable[bytes]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., cancels: _Optional[_Iterable[int]] = ..., open: _Optional[_Union[Open, _Mapping]] = ...) -> None: ...
+    traces: _containers.RepeatedCompositeFieldContainer[Trace]
+    def __init__(self, packets: _Optional[_Iterable[bytes]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., cancels: _Optional[_Iterable[int]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("sample", "timestep", "label", "confidence", "service_microseconds", "logits")
@@ -172,14 +182,16 @@ class OpenImages(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., samples_in_flight: _Optional[int] = ...) -> None: ...
 
 class ImageMessage(_message.Message):
-    __slots__ = ("open", "input", "cancels")
+    __slots__ = ("open", "input", "cancels", "traces")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     CANCELS_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
     open: OpenImages
     input: SampleInput
     cancels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, open: _Optional[_Union[OpenImages, _Mapping]] = ..., input: _Optional[_Union[SampleInput, _Mapping]] = ..., cancels: _Optional[_Iterable[int]] = ...) -> None: ...
+    traces: _containers.RepeatedCompositeFieldContainer[Trace]
+    def __init__(self, open: _Optional[_Union[OpenImages, _Mapping]] = ..., input: _Optional[_Union[SampleInput, _Mapping]] = ..., cancels: _Optional[_Iterable[int]] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
 
 class SampleInput(_message.Message):
     __slots__ = ("encoded_image", "array")

@@ -98,13 +98,21 @@ class Draining(msgspec.Struct, frozen=True):
     last_sample: int | None
 
 
+class TraceContext(msgspec.Struct, frozen=True):
+    """Which trace a sample belongs to (``Trace`` on the wire)."""
+
+    sample: int
+    traceparent: str
+
+
 class EdgeMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One upward message; takes effect in the order open, settings, packets, cancels."""
+    """One upward message; takes effect in the order open, settings, traces, packets, cancels."""
 
     open: Open | None = None
     settings: Settings | None = None
     packets: tuple[bytes, ...] = ()
     cancels: tuple[int, ...] = ()
+    traces: tuple[TraceContext, ...] = ()
 
 
 class CloudMessage(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,8 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -35,6 +37,7 @@ from shared.codec import native
 from shared.energy.meter import Component, Meter, Source
 from shared.energy.operations import EnergyModel, ModelSource, default_model
 from shared.errors import SampleCode, SensorReason
+from shared.messages import PROTOCOL_VERSION
 from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
@@ -94,13 +97,12 @@ class CloudStage(StrEnum):
     """An encoded image to an array (cloud-only)."""
     DECODE = "decode"
     """Codec: packet to code bits."""
-    HEAD = "head"
-    """Head and compression encoder (cloud-only)."""
     TAIL = "tail"
     """One engine call of a batch."""
     WHOLE = "whole"
     EXIT_RULE = "exit_rule"
     REPLY = "reply"
+    """Making and handing over one message."""
 
 
 class SampleEnd(StrEnum):
@@ -153,6 +155,15 @@ class OperationKind(StrEnum):
     MAC = "mac"
     AC = "ac"
     NEURON = "neuron"
+
+
+class Reckoning(StrEnum):
+    """Which part of the measured energy is reckoned to a sample."""
+
+    GROSS = "gross"
+    """All that was drawn."""
+    NET_OF_IDLE = "net_of_idle"
+    """What was drawn above the idle power."""
 
 
 class Basis(StrEnum):
@@ -274,25 +285,40 @@ class Rpc(StrEnum):
     FETCH = "fetch"
 
 
+class GrpcType(StrEnum):
+    """Kind of a gRPC method."""
+
+    UNARY = "unary"
+    CLIENT_STREAM = "client_stream"
+    SERVER_STREAM = "server_stream"
+    BIDI_STREAM = "bidi_stream"
+
+
 EDGE_ERROR_STAGES = (*EdgeStage, "connect", "send", "receive", "local_api", "source")
 CLOUD_ERROR_STAGES = (*CloudStage, "open", "stream", "settings", "image")
+GRPC_CODES: Mapping[str, str] = {
+    "OK": "OK",
+    "CANCELLED": "Canceled",
+    "UNKNOWN": "Unknown",
+    "INVALID_ARGUMENT": "InvalidArgument",
+    "DEADLINE_EXCEEDED": "DeadlineExceeded",
+    "NOT_FOUND": "NotFound",
+    "ALREADY_EXISTS": "AlreadyExists",
+    "PERMISSION_DENIED": "PermissionDenied",
+    "RESOURCE_EXHAUSTED": "ResourceExhausted",
+    "FAILED_PRECONDITION": "FailedPrecondition",
+    "ABORTED": "Aborted",
+    "OUT_OF_RANGE": "OutOfRange",
+    "UNIMPLEMENTED": "Unimplemented",
+    "INTERNAL": "Internal",
+    "UNAVAILABLE": "Unavailable",
+    "DATA_LOSS": "DataLoss",
+    "UNAUTHENTICATED": "Unauthenticated",
+}
+"""How the standard metrics of gRPC spell its status names."""
 ERROR_CODES = (
     *(code.name for code in SampleCode),
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
+    *(name for name in GRPC_CODES if name not in ("OK", "ALREADY_EXISTS")),
 )
 """gRPC status names and the sample codes of the protocol."""
 
@@ -309,7 +335,13 @@ SIZE_BUCKETS_BYTES = _doubling(8, 14)
 """8 B to 64 KiB: one message."""
 TIMESTEP_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
 BATCH_BUCKETS = _doubling(1, 9)
+RPC_BUCKETS_SECONDS = tuple(0.001 * 4**step for step in range(12))
+"""1 ms to 70 min: a short call, or a stream that is kept open."""
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+MODELLED_BUCKETS_JOULES = _doubling(1e-6, 16)
+"""1 uJ to 33 mJ: a sample's arithmetic."""
+MEASURED_BUCKETS_JOULES = _doubling(0.001, 16)
+"""1 mJ to 33 J: a sample on a whole board."""
 FIRING_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 
 Values = type[StrEnum] | tuple[str, ...]
@@ -319,7 +351,7 @@ _MODEL: Mapping[str, Values] = {"model": _NAMES}
 
 
 Labels = tuple[str, ...]
-Tell = Callable[[float], None]
+Tell = Callable[[float], object]
 """Takes in one amount or observation."""
 
 
@@ -416,7 +448,7 @@ class Family:
 
     def build(self, name: str, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
         """Return the family registered under its full name."""
-        described = f"{NAMESPACE}_{name}", self.help, tuple(self.labels)
+        described = name, self.help, tuple(self.labels)
         if self.kind is Histogram:
             return Histogram(*described, registry, self.buckets)
         if self.kind is Gauge:
@@ -548,6 +580,23 @@ EDGE_FAMILIES: Mapping[str, Family] = {
     ),
     "edge_check_failures_total": Family(
         Counter, "Samples whose check failed in the cloud: bits changed on the way."
+    ),
+    "edge_modelled_inference_energy_joules": Family(
+        Histogram,
+        "Energy COMPUTED for one answered sample from the operations of the network parts that "
+        "this device ran for it, those computed in vain included; the radio is left out. Never a "
+        "measurement. Nothing where no part ran here.",
+        {**_MODEL, "placement": Placement, "source": ModelSource},
+        MODELLED_BUCKETS_JOULES,
+    ),
+    "edge_measured_inference_energy_joules": Family(
+        Histogram,
+        "Energy read from a sensor per answered sample: the mean of a stretch of time, told once "
+        "for each of its samples, because sensors are too slow for a single one. gross: all that "
+        "was drawn, idle time between samples included; net_of_idle: less the idle power. Only of "
+        "stretches long enough for the sensor, with samples of one placement and no other.",
+        {**_MODEL, "placement": Placement, "kind": Reckoning, "source": Source},
+        MEASURED_BUCKETS_JOULES,
     ),
     "edge_errors_total": Family(
         Counter,
@@ -692,8 +741,51 @@ MEASURED_FAMILIES: Mapping[str, Family] = {
 }
 """Of the power sensors, the same on both sides."""
 
+IDLE_FAMILIES: Mapping[str, Family] = {
+    "idle_power_watts": Family(
+        Gauge,
+        "Mean power in the latest stretch of time in which this daemon had nothing to do: what net "
+        "energy is reckoned with. Absent until there has been one; of a source's whole (total, "
+        "or gpu where it has none).",
+        {"component": (Component.TOTAL, Component.GPU), "source": Source},
+    ),
+}
+"""Told by whoever watches a daemon's idle time, the same on both sides."""
+
+RPC_LABELS: Mapping[str, Values] = {
+    "grpc_type": GrpcType,
+    "grpc_service": _NAMES,
+    "grpc_method": _NAMES,
+}
+
+
+def _rpc_families(side: str) -> Mapping[str, Family]:
+    return {
+        "started_total": Family(Counter, f"RPCs started on the {side}.", RPC_LABELS),
+        "handled_total": Family(
+            Counter,
+            f"RPCs completed on the {side}, however they ended.",
+            {**RPC_LABELS, "grpc_code": tuple(GRPC_CODES.values())},
+        ),
+        "msg_received_total": Family(Counter, f"Messages received by the {side}.", RPC_LABELS),
+        "msg_sent_total": Family(Counter, f"Messages sent by the {side}.", RPC_LABELS),
+        "handling_seconds": Family(
+            Histogram,
+            f"Time from start to completion of RPCs on the {side}. Of a bidi_stream that is the "
+            "life of the whole stream, not the time of an answer.",
+            RPC_LABELS,
+            RPC_BUCKETS_SECONDS,
+        ),
+    }
+
+
+GRPC_FAMILIES: Mapping[str, Mapping[str, Family]] = {
+    f"grpc_{side}_": _rpc_families(side) for side in ("server", "client")
+}
+"""By prefix. Names, labels and codes are those of go-grpc-prometheus, which dashboards expect."""
+
 INFO_FAMILIES: Mapping[str, tuple[str, str]] = {
-    "build": ("component", "The running program: version, python."),
+    "build": ("component", "The running program: version, python, protocol."),
     "codec": ("component", "Which implementation of the context codecs runs: c or python."),
     "model": (
         "model",
@@ -709,9 +801,16 @@ Child = TypeVar("Child", Tally, Gauge, Distribution)
 class _Families:
     """The families of one table, with every label combination resolved once."""
 
-    def __init__(self, registry: CollectorRegistry, table: Mapping[str, Family]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        table: Mapping[str, Family],
+        prefix: str = f"{NAMESPACE}_",
+    ) -> None:
         self._table = table
-        self._parents = {name: family.build(name, registry) for name, family in table.items()}
+        self._parents = {
+            name: family.build(f"{prefix}{name}", registry) for name, family in table.items()
+        }
         self._children: dict[Labels, Series] = {}
         self._names: set[str] = set()
 
@@ -771,6 +870,64 @@ class _Families:
             return OTHER
         self._names.add(value)
         return value
+
+
+Key = TypeVar("Key")
+Resolved = TypeVar("Resolved")
+
+
+class _Once(dict[Key, Resolved]):
+    """Series by a label's value, each resolved when it is first told."""
+
+    def __init__(self, resolve: Callable[[Key], Resolved]) -> None:
+        super().__init__()
+        self._resolve = resolve
+
+    def __missing__(self, key: Key) -> Resolved:
+        resolved = self[key] = self._resolve(key)
+        return resolved
+
+
+class RpcTally:
+    """What the calls of one gRPC method are told to.
+
+    Attributes:
+        started, received, sent: take in 1 for each call begun, message received and message sent.
+    """
+
+    def __init__(self, families: _Families, labels: Labels) -> None:
+        self.started = families.counter("started_total", *labels)
+        self.received = families.counter("msg_received_total", *labels)
+        self.sent = families.counter("msg_sent_total", *labels)
+        self._seconds = families.observer("handling_seconds", *labels)
+        self._families = families
+        self._labels = labels
+
+    def handled(self, code: str, seconds: float) -> None:
+        """A call ended with this status, by its name in gRPC, so long after it began."""
+        self._families.count("handled_total", *self._labels, GRPC_CODES.get(code, OTHER))
+        self._seconds(seconds)
+
+
+class RpcMetrics:
+    """The standard metrics of one side of gRPC calls.
+
+    Args:
+        registry: of this daemon.
+        side: ``server`` or ``client``.
+    """
+
+    def __init__(self, registry: CollectorRegistry, side: str) -> None:
+        prefix = f"grpc_{side}_"
+        self._families = _Families(registry, GRPC_FAMILIES[prefix], prefix)
+        self._tallies: dict[str, RpcTally] = {}
+
+    def method(self, path: str, kind: GrpcType) -> RpcTally:
+        """Return what is told of one method, ``/SERVICE/METHOD``; only of methods that exist."""
+        if path not in self._tallies:
+            service, _, name = path.removeprefix("/").partition("/")
+            self._tallies[path] = RpcTally(self._families, (kind, service, name))
+        return self._tallies[path]
 
 
 class WireSource(Protocol):
@@ -848,11 +1005,17 @@ class _SideMetrics:
         self._side = side
         self._energy = energy or default_model()
         self._families = _Families(registry, table)
+        self._idle = _Families(registry, IDLE_FAMILIES)
+        self.rpc_server = RpcMetrics(registry, "server")
         self._infos = {
             name: Info(f"{NAMESPACE}_{name}", text, (label,), registry=registry)
             for name, (label, text) in INFO_FAMILIES.items()
         }
-        build = {"version": _version(), "python": platform.python_version()}
+        build = {
+            "version": _version(),
+            "python": platform.python_version(),
+            "protocol": str(PROTOCOL_VERSION),
+        }
         self._infos["build"].labels(side).info(build)
         self._infos["codec"].labels(side).info({"implementation": native.IMPLEMENTATION})
 
@@ -867,6 +1030,10 @@ class _SideMetrics:
         self._registry.register(
             _ReadAtScrape(MEASURED_FAMILIES, f"{NAMESPACE}_", partial(_measured, meter))
         )
+
+    def idle(self, source: Source, component: Component, watts: float) -> None:
+        """The machine drew so much while this daemon had nothing to do."""
+        self._idle.gauge("idle_power_watts", component, source).set(watts)
 
     def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
         self._infos["model"].labels(model).info(
@@ -887,8 +1054,8 @@ class _SideMetrics:
 
     def _operations(
         self, model: str, part: str, operations: Operations, basis: Basis = Basis.CALIBRATED
-    ) -> Tell:
-        """Return what takes in timesteps of a part; modelled energy follows from them."""
+    ) -> Callable[[float], float]:
+        """Return what takes in timesteps of a part and returns their modelled energy in joules."""
         energy, families = self._energy, self._families
         counters = [
             (
@@ -899,11 +1066,12 @@ class _SideMetrics:
         ]
         labels = (model, part, energy.source, basis)
         counter = families.counter("modelled_energy_joules_total", *labels)
-        counters.append((counter, energy.joules(operations, 1)))
+        counters.append((counter, joules := energy.joules(operations, 1)))
 
-        def tell(timesteps: float) -> None:
+        def tell(timesteps: float) -> float:
             for count, per_timestep in counters:
                 count(per_timestep * timesteps)
+            return joules * timesteps
 
         return tell
 
@@ -921,7 +1089,31 @@ class EdgeMetrics(_SideMetrics):
         self, registry: CollectorRegistry, *, model: str, energy: EnergyModel | None = None
     ) -> None:
         super().__init__(registry, "edge", EDGE_FAMILIES, energy)
+        self.rpc_client = RpcMetrics(registry, "client")
         self._model = model
+        counter, observer = self._families.counter, self._families.observer
+        self._stages = _Once[EdgeStage, Tell](
+            lambda stage: observer("edge_stage_duration_seconds", model, stage)
+        )
+        self._times = _Once[str, Tell](lambda name: observer(name, model))
+        self._payloads = _Once[Direction, Tell](
+            lambda direction: counter("edge_payload_bytes_total", model, direction)
+        )
+        self._messages = _Once[Direction, tuple[Tell, Tell]](
+            lambda direction: (
+                counter("edge_message_bytes_total", model, direction),
+                observer("edge_message_size_bytes", model, direction),
+            )
+        )
+        self._sites = _Once[Site, tuple[Tell, Tell, Tell]](
+            lambda site: (
+                counter("edge_spikes_total", model, site),
+                counter("edge_neuron_updates_total", model, site),
+                observer("edge_firing_ratio", model, site),
+            )
+        )
+        self._calibrated: dict[Part, tuple[Operations, Callable[[float], float]]] = {}
+        """The bundle's means, told for nearly every timestep."""
         self._start(model)
         self.connection(ConnectionState.IDLE)
 
@@ -940,25 +1132,22 @@ class EdgeMetrics(_SideMetrics):
 
     def stage(self, stage: EdgeStage, seconds: float) -> None:
         """One stage took so long."""
-        self._families.observe("edge_stage_duration_seconds", self._model, stage, value=seconds)
+        self._stages[stage](seconds)
 
     def roundtrip(self, seconds: float, service_seconds: float) -> None:
         """A verdict came ``seconds`` after its packet was sent; the cloud spent part of it."""
-        self._families.observe("edge_roundtrip_seconds", self._model, value=seconds)
-        transport_seconds = max(0.0, seconds - service_seconds)
-        self._families.observe("edge_transport_seconds", self._model, value=transport_seconds)
+        self._times["edge_roundtrip_seconds"](seconds)
+        self._times["edge_transport_seconds"](max(0.0, seconds - service_seconds))
 
     def payload(self, payload_bytes: int, direction: Direction = Direction.SENT) -> None:
         """Code bits of one packet were handed to the link."""
-        self._families.count(
-            "edge_payload_bytes_total", self._model, direction, amount=payload_bytes
-        )
+        self._payloads[direction](payload_bytes)
 
     def message(self, message_bytes: int, direction: Direction) -> None:
         """A serialised message was sent or received."""
-        labels = (self._model, direction)
-        self._families.count("edge_message_bytes_total", *labels, amount=message_bytes)
-        self._families.observe("edge_message_size_bytes", *labels, value=message_bytes)
+        count, observe = self._messages[direction]
+        count(message_bytes)
+        observe(message_bytes)
         if self._energy.radio is not None:
             joules = self._energy.radio.joules(message_bytes, sent=direction is Direction.SENT)
             priced = (self._model, RADIO, ModelSource.RADIO, Basis.BYTES)
@@ -975,12 +1164,13 @@ class EdgeMetrics(_SideMetrics):
         self._families.count("edge_timesteps_total", self._model, "wasted", amount=timesteps)
         self._families.count("edge_wasted_bytes_total", self._model, amount=payload_bytes)
 
-    def spikes(self, spikes: int, neurons: int, site: Site = Site.CODE) -> None:
-        """One timestep of ``neurons`` neurons fired ``spikes`` times."""
-        labels = (self._model, site)
-        self._families.count("edge_spikes_total", *labels, amount=spikes)
-        self._families.count("edge_neuron_updates_total", *labels, amount=neurons)
-        self._families.observe("edge_firing_ratio", *labels, value=spikes / neurons)
+    def spikes(self, code: NDArray[np.uint8], site: Site = Site.CODE) -> None:
+        """The neurons of one timestep fired where this is 1."""
+        spikes, neurons = int(np.count_nonzero(code)), code.size
+        count_spikes, count_neurons, observe = self._sites[site]
+        count_spikes(spikes)
+        count_neurons(neurons)
+        observe(spikes / neurons)
 
     def operations(
         self,
@@ -988,9 +1178,15 @@ class EdgeMetrics(_SideMetrics):
         operations: Operations,
         timesteps: float,
         basis: Basis = Basis.CALIBRATED,
-    ) -> None:
-        """A part ran for so many timesteps of one sample; modelled energy follows from it."""
-        self._operations(self._model, part, operations, basis)(timesteps)
+    ) -> float:
+        """A part ran for so many timesteps of one sample; return their modelled joules."""
+        if basis is not Basis.CALIBRATED:
+            return self._operations(self._model, part, operations, basis)(timesteps)
+        known = self._calibrated.get(part)
+        if known is None or known[0] is not operations:
+            tell = self._operations(self._model, part, operations)
+            known = self._calibrated[part] = (operations, tell)
+        return known[1](timesteps)
 
     def answered(
         self,
@@ -1014,6 +1210,25 @@ class EdgeMetrics(_SideMetrics):
     ) -> None:
         """A sample ended without an answer."""
         self._ended(placement, exit_reason, duration_seconds)
+
+    def modelled_energy(self, placement: Placement, joules: float) -> None:
+        """The parts of the network that ran here for an answered sample cost so much."""
+        labels = (self._model, placement, self._energy.source)
+        self._families.observe("edge_modelled_inference_energy_joules", *labels, value=joules)
+
+    def measured_energy(
+        self,
+        placement: Placement,
+        reckoning: Reckoning,
+        source: Source,
+        joules: float,
+        samples: int,
+    ) -> None:
+        """So many samples in a row drew so much each."""
+        labels = (self._model, placement, reckoning, source)
+        tell = self._families.observer("edge_measured_inference_energy_joules", *labels)
+        for _ in range(samples):
+            tell(joules)
 
     def threshold(self, alphas: Sequence[float]) -> None:
         """Alpha is now so; an empty list (T = 1) shows as NaN."""

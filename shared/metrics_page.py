@@ -10,6 +10,8 @@ from pathlib import Path
 from shared.metrics import (
     CLOUD_FAMILIES,
     EDGE_FAMILIES,
+    GRPC_FAMILIES,
+    IDLE_FAMILIES,
     INFO_FAMILIES,
     MAX_NAMES,
     MEASURED_FAMILIES,
@@ -35,7 +37,12 @@ def tables() -> dict[str, dict[str, Family]]:
     return {
         "Edge": own("edge", EDGE_FAMILIES),
         "Cloud": own("cloud", CLOUD_FAMILIES),
-        "Both": _full({**SHARED_FAMILIES, **MEASURED_FAMILIES}),
+        "Both": _full({**SHARED_FAMILIES, **MEASURED_FAMILIES, **IDLE_FAMILIES}),
+        "gRPC": {
+            f"{prefix}{name}": family
+            for prefix, families in GRPC_FAMILIES.items()
+            for name, family in families.items()
+        },
     }
 
 
@@ -68,7 +75,8 @@ def page() -> str:
         ),
         "## Values of labels",
         f"Any other value shows as `{OTHER}`. `model` is the name of a bundle, `peer` that of the "
-        f"other side in the configuration; at most {MAX_NAMES} of them are told apart.",
+        f"other side in the configuration; at most {MAX_NAMES} of them are told apart. Of gRPC "
+        "only methods that exist are told, with the status names that go-grpc-prometheus uses.",
         "\n".join(_label_lines()),
     ]
     return "\n\n".join(parts) + "\n"

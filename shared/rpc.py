@@ -7,8 +7,12 @@ paced stream of small messages.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -26,6 +30,7 @@ from shared.errors import (
     SampleCode,
     SampleError,
 )
+from shared.metrics import GrpcType, RpcMetrics, RpcTally, Tell
 from shared.watched import Watched
 
 Options = Sequence[tuple[str, Any]]
@@ -59,6 +64,13 @@ RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata with which a server says when to ask again (gRPC proposal A6)."""
 MAX_PUSHBACK_SECONDS = 3600.0
 
+_FORMS = {
+    (False, False): (GrpcType.UNARY, "unary_unary"),
+    (False, True): (GrpcType.SERVER_STREAM, "unary_stream"),
+    (True, False): (GrpcType.CLIENT_STREAM, "stream_unary"),
+    (True, True): (GrpcType.BIDI_STREAM, "stream_stream"),
+}
+"""By whether requests and replies are streams: the label, and what gRPC calls such a method."""
 _STATUS = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -168,9 +180,98 @@ def token_of(context: Any) -> str | None:
     return None
 
 
-def server() -> grpc.aio.Server:
-    """Return a server with our options and no services yet."""
-    return grpc.aio.server(options=list(server_options()))
+def server(metrics: RpcMetrics | None = None) -> grpc.aio.Server:
+    """Return a server with our options and no services yet; ``metrics`` are told of its calls."""
+    interceptors = () if metrics is None else (_Counting(metrics),)
+    return grpc.aio.server(options=list(server_options()), interceptors=interceptors)
+
+
+class _Counting(grpc.aio.ServerInterceptor):
+    """Tells the standard metrics of every call of a method that exists.
+
+    What it adds to a message is one call of a function around its (de)serialiser. Ours because
+    py-grpc-prometheus has none for grpc.aio, and grpcio-observability brings the OpenTelemetry SDK
+    and one exact grpcio along.
+    """
+
+    def __init__(self, metrics: RpcMetrics) -> None:
+        self._metrics = metrics
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the method's handler, made to tell; None where there is no such method."""
+        path = handler_call_details.method
+        if path not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._handlers[path] = _counted(handler, path, self._metrics)
+        return self._handlers[path]
+
+
+def _counted(
+    handler: grpc.RpcMethodHandler[Any, Any], path: str, metrics: RpcMetrics
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """Return a handler that does the same and tells of it."""
+    kind, form = _FORMS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    tally = metrics.method(path, kind)
+    counted: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{form}_rpc_method_handler")(
+        _counted_behaviour(getattr(handler, form), tally),
+        _telling(handler.request_deserializer, tally.received),
+        _telling(handler.response_serializer, tally.sent),
+    )
+    return counted
+
+
+def _telling(convert: Callable[[Any], Any] | None, tell: Tell) -> Callable[[Any], Any]:
+    """Return a (de)serialiser that tells of every message; None stands for bytes as they are."""
+
+    def told(message: Any) -> Any:
+        tell(1)
+        return message if convert is None else convert(message)
+
+    return told
+
+
+def _counted_behaviour(behaviour: Any, tally: RpcTally) -> Any:
+    """Return an asynchronous method, of either form that grpc.aio has, that tells of its calls."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def replies(request: Any, context: Any) -> Any:
+            with _call(tally, context):
+                async for reply in behaviour(request, context):
+                    yield reply
+
+        return replies
+
+    async def reply(request: Any, context: Any) -> Any:
+        with _call(tally, context):
+            return await behaviour(request, context)
+
+    return reply
+
+
+@contextlib.contextmanager
+def _call(tally: RpcTally, context: Any) -> Iterator[None]:
+    """Tell of one call, and of the status it ends with."""
+    began, failure = perf_counter(), None
+    tally.started(1)
+    try:
+        yield
+    except BaseException as error:
+        cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        failure = "CANCELLED" if cancelled else "UNKNOWN"
+        raise
+    finally:
+        # A status that was set counts, also where an exception carries it (abort).
+        code = context.code()
+        tally.handled(code.name if code else failure or "OK", perf_counter() - began)
 
 
 def bind(target: grpc.aio.Server, address: str, pems: Watched[Pems] | None = None) -> int:

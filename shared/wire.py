@@ -7,6 +7,7 @@ array of another size than announced is refused before anything is built from it
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from shared.messages import (
     Opened,
     ReplyMode,
     Settings,
+    TraceContext,
     Verdict,
 )
 
@@ -130,6 +132,7 @@ def edge_message_to_proto(message: EdgeMessage) -> pb.EdgeMessage:
         settings=None if message.settings is None else settings_to_proto(message.settings),
         packets=message.packets,
         cancels=message.cancels,
+        traces=map(trace_to_proto, message.traces),
     )
 
 
@@ -144,7 +147,18 @@ def edge_message_from_proto(message: pb.EdgeMessage) -> EdgeMessage:
         settings=settings_from_proto(message.settings) if message.HasField("settings") else None,
         packets=tuple(message.packets),
         cancels=tuple(message.cancels) if message.cancels else (),
+        traces=traces_from_proto(message.traces) if message.traces else (),
     )
+
+
+def trace_to_proto(trace: TraceContext) -> pb.Trace:
+    """Encode which trace a sample belongs to."""
+    return pb.Trace(sample=trace.sample, traceparent=trace.traceparent)
+
+
+def traces_from_proto(traces: Iterable[pb.Trace]) -> tuple[TraceContext, ...]:
+    """Decode which traces samples belong to."""
+    return tuple(TraceContext(each.sample, each.traceparent) for each in traces)
 
 
 def _opened_to_proto(message: Opened) -> pb.Opened:

@@ -32,6 +32,7 @@ RULES = {
     "protobuf": Rule("shared/*", ("protos", "google"), but=("shared/wire.py",)),
     "grpc": Rule("shared/*", ("grpc", "grpc_health", "grpc_reflection"), but=("shared/rpc.py",)),
     "prometheus": Rule("shared/*", ("prometheus_client",), but=("shared/metrics.py",)),
+    "opentelemetry": Rule("*", ("opentelemetry",), but=("shared/tracing.py",)),
     "codec": Rule("shared/codec/*", ("shared.model", "shared.engine", "grpc", "protos")),
     "onnxruntime": Rule(
         "*",
@@ -111,6 +112,7 @@ def test_all_rooms_are_looked_at() -> None:
         ("protobuf", "shared/rpc.py", "from google.protobuf import message"),
         ("grpc", "shared/wire.py", "import grpc.aio"),
         ("prometheus", "shared/tcp_info.py", "from prometheus_client import Counter"),
+        ("opentelemetry", "edge_agent/loop.py", "from opentelemetry import trace"),
         ("codec", "shared/codec/packet.py", "from shared.model.spec import NetworkSpec"),
         ("codec", "shared/codec/codecs.py", "from shared import model"),
         ("onnxruntime", "edge_agent/feeds.py", "import onnxruntime as ort"),

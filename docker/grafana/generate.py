@@ -244,7 +244,12 @@ ENERGY = Dashboard(
             Panel(
                 "MODELLED edge energy per inference",
                 "joule",
-                {"{{instance}} {{source}}": ("neucodex:edge_modelled_joules_per_inference:rate1m")},
+                {
+                    "{{instance}} {{source}}": "neucodex:edge_modelled_joules_per_inference:rate1m",
+                    "{{placement}} p95": quantile(
+                        0.95, "edge_modelled_inference_energy_joules", "placement"
+                    ),
+                },
                 "Computed from operation counts, never a measurement: a dense engine on a CPU does "
                 "not spend it.",
             ),

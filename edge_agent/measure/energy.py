@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 from time import perf_counter
 
@@ -20,15 +19,11 @@ import msgspec
 from edge_agent.config import EdgeConfig
 from edge_agent.measure.modes import Mode
 from edge_agent.measure.run import Ask, EnergyPlan, Outcome, Runner
-from shared.energy.meter import Component, Finding, Meter, Source, Total
+from shared.energy.meter import Finding, Meter, Source
 from shared.energy.sensors import find_sensors
+from shared.energy.stretches import Mark, mark
 from shared.errors import ConfigError, NeucodexError
 from shared.machine import governors, hottest_celsius
-
-WHOLE = (Component.TOTAL, Component.GPU)
-"""What a source tells of the whole: the first of these that it has."""
-SAMPLED_SHARE = (0.5, 1.5)
-"""A window is used where the sensor's readings span as much of it: a slow meter has few of them."""
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,14 +84,6 @@ class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of time: idle, load, idle, load, ..., idle in each repeat."""
 
 
-@dataclass
-class _Mark:
-    """A moment."""
-
-    seconds: float
-    totals: Mapping[str, Total]
-
-
 class EnergyRunner:
     """Measures.
 
@@ -131,7 +118,7 @@ class EnergyRunner:
         return windows
 
     async def _idle(self) -> Window:
-        before = await self._mark()
+        before = await mark(self._meter)
         await asyncio.sleep(self._plan.idle_seconds)
         return await self._window(None, before, 0)
 
@@ -139,7 +126,7 @@ class EnergyRunner:
         windows = []
 
         async def drive(ask: Ask, indices: Sequence[int]) -> list[Outcome]:
-            before = await self._mark()
+            before = await mark(self._meter)
             waiting = itertools.cycle(indices)
             outcomes: list[Outcome] = []
 
@@ -157,27 +144,10 @@ class EnergyRunner:
         await self._runner.block(mode, range(self._count), drive)
         return windows[0]
 
-    async def _mark(self) -> _Mark:
-        """Read the sensors now."""
-        for sampler in self._meter.samplers:
-            await asyncio.to_thread(sampler.poll)
-        totals = {}
-        for sampler in self._meter.samplers:
-            found = sampler.totals()
-            whole = next((found[each] for each in WHOLE if each in found), None)
-            if whole is not None:
-                totals[str(sampler.source)] = whole
-        return _Mark(perf_counter(), totals)
-
-    async def _window(self, mode: str | None, before: _Mark, inputs: int) -> Window:
-        after = await self._mark()
+    async def _window(self, mode: str | None, before: Mark, inputs: int) -> Window:
+        after = await mark(self._meter)
         seconds = after.seconds - before.seconds
-        watts = {}
-        least, most = (share * seconds for share in SAMPLED_SHARE)
-        for source, total in after.totals.items():
-            drawn = total.since(before.totals.get(source))
-            if drawn.mean_watts is not None and least <= drawn.sampled_seconds <= most:
-                watts[source] = drawn.mean_watts
+        watts = {str(source): drawn.watts for source, drawn in after.since(before).items()}
         return Window(
             mode=mode,
             seconds=seconds,

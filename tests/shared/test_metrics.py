@@ -3,17 +3,20 @@ import re
 import urllib.request
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.codec import native
-from shared.energy.operations import default_model
+from shared.energy.meter import Component, Source
+from shared.energy.operations import ModelSource, default_model
 from shared.errors import ConfigError
 from shared.metrics import (
     CLOUD_FAMILIES,
     EDGE_FAMILIES,
+    IDLE_FAMILIES,
     MAX_NAMES,
     Baseline,
     CloudMetrics,
@@ -28,10 +31,12 @@ from shared.metrics import (
     ExitReason,
     FallbackReason,
     Family,
+    GrpcType,
     Histogram,
     Mode,
     Part,
     Placement,
+    Reckoning,
     RejectReason,
     RetryReason,
     Rpc,
@@ -49,7 +54,7 @@ SPEC = NetworkSpec(
     classes=10,
     bottleneck=BottleneckSpec(split="layer2", channels=4, stride=2),
 )
-ALL_FAMILIES = {**EDGE_FAMILIES, **CLOUD_FAMILIES}
+ALL_FAMILIES = {**EDGE_FAMILIES, **CLOUD_FAMILIES, **IDLE_FAMILIES}
 
 Read = Callable[..., float | None]
 
@@ -164,7 +169,7 @@ def test_what_the_policy_reckons_with_and_chose(edge: EdgeMetrics, value: Read) 
 
 
 def test_spikes_and_modelled_energy(edge: EdgeMetrics, value: Read) -> None:
-    edge.spikes(64, neurons=256)
+    edge.spikes(np.arange(256, dtype=np.uint8).reshape(4, 8, 8) % 4 == 0)
     edge.operations(Part.HEAD, OPERATIONS, timesteps=2)
     assert value("edge_spikes_total", model="tiny", site="code") == 64
     assert value("edge_neuron_updates_total", model="tiny", site="code") == 256
@@ -183,6 +188,54 @@ def test_spikes_and_modelled_energy(edge: EdgeMetrics, value: Read) -> None:
         basis="calibrated",
     )
     assert modelled == default_model().joules(OPERATIONS, 2)
+
+
+def test_energy_of_samples(edge: EdgeMetrics, value: Read) -> None:
+    joules = edge.operations(Part.HEAD, OPERATIONS, timesteps=2)
+    assert joules == default_model().joules(OPERATIONS, 2)
+    edge.modelled_energy(Placement.CO_INFERENCE, joules)
+    edge.measured_energy(Placement.EDGE_ONLY, Reckoning.GROSS, Source.RAPL, 0.5, samples=3)
+    modelled = {"model": "tiny", "placement": "co_inference", "source": "ops_45nm"}
+    assert value("edge_modelled_inference_energy_joules_sum", **modelled) == joules
+    measured = {"model": "tiny", "placement": "edge_only", "kind": "gross", "source": "rapl"}
+    assert value("edge_measured_inference_energy_joules_sum", **measured) == 1.5
+    assert value("edge_measured_inference_energy_joules_count", **measured) == 3
+
+
+def test_idle_power_is_absent_until_it_is_known(edge: EdgeMetrics, value: Read) -> None:
+    idle = {"component": "total", "source": "ina3221"}
+    assert value("idle_power_watts", **idle) is None
+    edge.idle(Source.INA3221, Component.TOTAL, 4.5)
+    assert value("idle_power_watts", **idle) == 4.5
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_grpc_calls_bear_the_standard_names(
+    edge: EdgeMetrics, registry: CollectorRegistry, side: str
+) -> None:
+    metrics = edge.rpc_server if side == "server" else edge.rpc_client
+    tally = metrics.method("/neucodex.v1.CoInference/Infer", GrpcType.BIDI_STREAM)
+    tally.started(1)
+    tally.sent(1)
+    tally.received(1)
+    tally.received(1)
+    tally.handled("CANCELLED", 2.5)
+    tally.handled("no such status", 0.1)
+    labels = {
+        "grpc_type": "bidi_stream",
+        "grpc_service": "neucodex.v1.CoInference",
+        "grpc_method": "Infer",
+    }
+
+    def read(name: str, **more: str) -> float | None:
+        return registry.get_sample_value(f"grpc_{side}_{name}", labels | more)
+
+    assert read("started_total") == 1
+    assert read("msg_sent_total") == 1
+    assert read("msg_received_total") == 2
+    assert read("handled_total", grpc_code="Canceled") == 1
+    assert read("handled_total", grpc_code="other") == 1
+    assert read("handling_seconds_sum") == 2.6
 
 
 def test_edge_troubles(edge: EdgeMetrics, value: Read) -> None:
@@ -350,7 +403,10 @@ def test_stage_buckets_double_from_a_tenth_of_a_millisecond() -> None:
 def test_modelled_and_measured_energy_cannot_be_mixed() -> None:
     energy = [name for name in ALL_FAMILIES if "joules" in name]
     assert energy
-    assert all("modelled" in name for name in energy)
+    assert all(("modelled" in name) != ("measured" in name) for name in energy)
+    for name in energy:
+        sources = tuple(ALL_FAMILIES[name].labels["source"])
+        assert sources == tuple(ModelSource if "modelled" in name else Source)
 
 
 def test_both_sides_share_families_of_the_same_name() -> None:

@@ -59,4 +59,6 @@ def test_everything_that_a_daemon_shows_is_on_the_page(side: str) -> None:
     infos = {f"{NAMESPACE}_{name}" for name in ("build", "codec", "model")}
     other = "cloud" if side == "edge" else "edge"
     mine = {name for name in described if not name.startswith(f"{NAMESPACE}_{other}_")}
+    if side == "cloud":  # It calls nobody.
+        mine = {name for name in mine if not name.startswith("grpc_client_")}
     assert shown == mine | infos
