@@ -252,6 +252,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="of ONNX Runtime, the first one first (doctor lists those there are)",
     )
     parser.add_argument("--head", help="float or int8")
+    parser.add_argument(
+        "--trace-ratio",
+        type=float,
+        metavar="SHARE",
+        help="share of the samples traced with OpenTelemetry, 0 to 1 (default: 0)",
+    )
 
 
 def _add_objective(parser: argparse.ArgumentParser) -> None:

@@ -174,7 +174,7 @@ def make_report(
         network=_network(config, tallies, emulated),
         machine=machine(),
         versions=versions(),
-        settings=msgspec.to_builtins(config),
+        settings=msgspec.json.decode(msgspec.json.encode(config)),
         plan=plan,
         images=len(inputs.arrays),
         labels=inputs.labels is not None,
