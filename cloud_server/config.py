@@ -13,6 +13,7 @@ from shared.addresses import is_local
 from shared.codec.codecs import NAMES
 from shared.credentials import File, TlsFiles, check_pair, check_path
 from shared.energy.config import EnergyConfig
+from shared.sockets import UNIX
 from shared.web import AccessKeys
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -39,7 +40,9 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     bundles: tuple[str, ...] = ()
-    """Directories of the model bundles to serve."""
+    """Directories of the model bundles to serve; the first is the default."""
+    admin: str = ""
+    """Where models are loaded and unloaded while the server runs: ``unix:PATH``; empty: nowhere."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What runs the network."""
     device: str = "cpu"
@@ -94,6 +97,8 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         _check_access(self)
         self.metrics_access.check(self.metrics, insecure=self.insecure)
+        if self.admin and not (self.admin.startswith(UNIX) and is_local(self.admin)):
+            raise ValueError(f"admin: expected unix:PATH or nothing, got {self.admin!r}")
         unknown = [name for name in self.codecs if name not in NAMES]
         if unknown:
             raise ValueError(f"codecs: expected names of {', '.join(NAMES)}, got {unknown}")

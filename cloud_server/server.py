@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from cloud_server.config import CloudConfig
+from cloud_server.model_admin import AdminServer, ModelAdmin
 from cloud_server.model_store import ModelStore
 from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
@@ -65,6 +66,9 @@ class CloudServer:
         self._store = store
         self._meter = meter
         self._metrics_server = metrics_server
+        self._admin: AdminServer | None = None
+        if config.admin:
+            self._admin = AdminServer(ModelAdmin(store, servicer), config.admin)
         self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
 
@@ -76,6 +80,8 @@ class CloudServer:
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        if self._admin is not None:
+            await self._admin.start()
         self._watching = asyncio.create_task(self._servicer.watch_streams())
 
     async def drain(self) -> None:
@@ -88,6 +94,8 @@ class CloudServer:
         """Stop at once, cutting what is open."""
         if self._watching is not None:
             self._watching.cancel()
+        if self._admin is not None:
+            await self._admin.close()
         await self._server.stop(None)
         await self._store.close()
         await asyncio.to_thread(self._meter.close)
@@ -122,9 +130,9 @@ async def create(config: CloudConfig) -> CloudServer:
         serve(registry, config.metrics, config.metrics_access) if config.metrics else None
     )
     meter = open_meter(config.energy)
+    running = CloudServer(config, server, port, servicer, store, meter, metrics_server)
     meter.start()
     metrics.watch_energy(meter)
-    running = CloudServer(config, server, port, servicer, store, meter, metrics_server)
     await running.start()
     for model in store:
         logger.info(

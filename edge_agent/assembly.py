@@ -199,7 +199,7 @@ def build_loop(
         worker=Worker("edge-head"),
         load=load or partial(load_engine, config, bundle),
     )
-    metrics.describe_model(bundle.digest, bundle.spec)
+    metrics.describe_model(bundle.manifest.version, bundle.digest, bundle.spec)
     if config.placement == "edge_only":
         return _whole_here(kit) if config.network == "whole" else _split_here(kit)
     wire_bytes = WireCounter(peer=parse_address(config.cloud))
