@@ -35,6 +35,9 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     """PEM certificates of who may have signed the edges': no other edge can connect then."""
     tokens_file: File | None = None
     """File with the hashes of the tokens of which an edge has to show one."""
+    proxies: tuple[str, ...] = ()
+    """Subjects of the certificates of proxies that are believed whose certificate they were shown
+    (``x-forwarded-client-cert``)."""
     insecure: bool = False
     """Whether others may reach ``listen`` without TLS, or without showing who they are."""
     metrics: str = "127.0.0.1:9464"
@@ -121,6 +124,8 @@ def _check_access(config: CloudConfig) -> None:
     check_pair(config.tls_certificate, config.tls_key)
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ValueError("tls_certificate: expected one with tls_client_ca, got none")
+    if config.proxies and config.tls_client_ca is None:
+        raise ValueError("tls_client_ca: expected one with proxies, which it signed, got none")
     check_path("tokens_file", config.tokens_file)
     if config.insecure or is_local(config.listen):
         return

@@ -72,7 +72,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self._config = config
         self._metrics = metrics
         self._admission = Admission(config.max_streams, config.overload_retry_seconds, metrics)
-        self._identities = Identities(config.tokens_file)
+        self._identities = Identities(config.tokens_file, config.proxies)
         self._limits = EdgeLimits(config, metrics)
         self._handlers: dict[Stream, asyncio.Task[Any]] = {}
 
