@@ -40,6 +40,9 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     (``x-forwarded-client-cert``)."""
     insecure: bool = False
     """Whether others may reach ``listen`` without TLS, or without showing who they are."""
+    health: str = ""
+    """Where gRPC health answers besides, alone and without TLS, for probes: ``host:port``; empty:
+    nowhere."""
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     bundles: tuple[str, ...] = ()

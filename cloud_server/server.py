@@ -45,6 +45,7 @@ class CloudServer:
         port: the port in it; 0 on a Unix socket.
         metrics_address: of ``/metrics``, with the real port; empty where that is off.
         metrics_port: the port in it, None where that is off.
+        health_address: where health answers alone, with the real port; empty where that is off.
     """
 
     def __init__(
@@ -70,19 +71,30 @@ class CloudServer:
         if config.admin:
             self._admin = AdminServer(ModelAdmin(store, servicer), config.admin)
         self._health = health.aio.HealthServicer()
+        self._probed: grpc.aio.Server | None = None
+        self.health_address = ""
+        if config.health:
+            self._probed = rpc.server()
+            self.health_address = _with_port(config.health, rpc.bind(self._probed, config.health))
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to serve, health and reflection included."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for server in self._listeners:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        await self._server.start()
+        for server in self._listeners:
+            await server.start()
         if self._admin is not None:
             await self._admin.start()
         self._watching = asyncio.create_task(self._servicer.watch_streams())
+
+    @property
+    def _listeners(self) -> list[grpc.aio.Server]:
+        return [self._server] if self._probed is None else [self._server, self._probed]
 
     async def drain(self) -> None:
         """Report NOT_SERVING, let the samples under way finish, then stop."""
@@ -96,7 +108,8 @@ class CloudServer:
             self._watching.cancel()
         if self._admin is not None:
             await self._admin.close()
-        await self._server.stop(None)
+        for server in self._listeners:
+            await server.stop(None)
         await self._store.close()
         await asyncio.to_thread(self._meter.close)
         if self._metrics_server is not None:
