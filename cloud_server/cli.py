@@ -112,7 +112,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="where models are loaded and unloaded meanwhile: unix:PATH; '' for nowhere",
     )
     parser.add_argument("--engine", help="onnxruntime or torch")
-    parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
+    parser.add_argument("--device", help="of the torch engine: cpu, cuda, cuda:N or auto")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
     parser.add_argument("--slots", type=int, help="samples at once, per model")
     parser.add_argument("--log-level", help="debug, info, warning or error")

@@ -51,8 +51,9 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Where models are loaded and unloaded while the server runs: ``unix:PATH``; empty: nowhere."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What runs the network."""
-    device: str = "cpu"
-    """Where the torch engine runs: ``cpu``, ``cuda`` or ``cuda:N``."""
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "cpu"
+    """Where the torch engine runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is
+    there, else, with a warning, the CPU."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """CPU threads of one call of the onnxruntime engine."""
     slots: Count = 128

@@ -340,7 +340,9 @@ def load_engine(bundle: Bundle, part: Part, config: CloudConfig) -> Engine:
         # Only here: importing torch costs seconds and hundreds of megabytes.
         from shared.engine import torch_engine
 
-        return torch_engine.load_engine(bundle, part.value, device=config.device)
+        return torch_engine.load_engine(
+            bundle, part.value, device=config.device, max_batch=config.max_batch
+        )
     return onnx_runtime.load_engine(bundle, part.value, threads=config.threads)
 
 
