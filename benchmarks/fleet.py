@@ -193,6 +193,15 @@ class Fleet:
         self._samples = samples
         self._number = count()
 
+    def told(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's series that carry these labels, over all edges."""
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"neucodex_{name}" and labels.items() <= sample.labels.items()
+        )
+
     def next_sample(self) -> Codes:
         """Return codes, each of the samples in turn."""
         return self._samples[next(self._number) % len(self._samples)]

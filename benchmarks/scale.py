@@ -1,6 +1,6 @@
 """Many streams, several servers, several models: what it costs, and what a lost server costs.
 
-Four parts, each with the demo bundle on the machine's cores, which generator and servers share:
+Four parts, each with the demo's pictures on the machine's cores, which generator and servers share:
 
 - *many*: 256 simulated edges in a closed loop against one server; how evenly they are served.
 - *balance*: time per message over a list of two servers, and through Envoy, over the time per
@@ -77,11 +77,11 @@ class Edges:
 
     def lost_streams(self) -> list[int]:
         """Return how many streams each edge has lost."""
-        return [_told(each, "edge_retries_total", reason="link_lost") for each in self.fleets]
+        return [round(each.told("edge_retries_total", reason="link_lost")) for each in self.fleets]
 
     def replays(self) -> list[int]:
         """Return how many samples each edge has sent again because its stream was lost."""
-        return [_told(each, "edge_replays_total", reason="link_lost") for each in self.fleets]
+        return [round(each.told("edge_replays_total", reason="link_lost")) for each in self.fleets]
 
     @property
     def begun(self) -> int:
@@ -92,17 +92,6 @@ class Edges:
     def answered(self) -> int:
         """Samples answered so far."""
         return sum(len(trace.answered) for trace in self.traces)
-
-
-def _told(edge: Fleet, name: str, **labels: str) -> int:
-    return round(
-        sum(
-            sample.value
-            for family in edge.registry.collect()
-            for sample in family.samples
-            if sample.name == f"neucodex_{name}" and labels.items() <= sample.labels.items()
-        )
-    )
 
 
 @contextlib.asynccontextmanager
@@ -448,8 +437,7 @@ def measure_models(bundle: Bundle, samples: Sequence[Codes], quick: bool) -> lis
 
 def measure(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Result]]:
     """Measure the four parts."""
-    pictures = load.smooth_pictures(bundle.spec.input_shape, 32)
-    samples = list(load.head_codes(bundle, pictures))
+    samples = load.picture_codes(bundle)
     results = measure_many(bundle, samples, quick)
     results += measure_balance(bundle, quick)
     results += measure_kill(bundle, samples, quick)
