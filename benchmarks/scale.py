@@ -182,9 +182,10 @@ def measure_balance(bundle: Bundle, quick: bool) -> list[Result]:
         results = []
         for streams in (1, 8):
             found: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(rounds):
-                for way, doors in ways.items():
-                    door = itertools.cycle(doors)
+            for number in range(rounds):
+                # Back and forth: what the machine does besides favours none of them.
+                for way in list(ways)[:: -1 if number % 2 else 1]:
+                    door = itertools.cycle(ways[way])
                     stream = partial(_play, door, opening, recorded)
                     measured = asyncio.run(load.drive(stream, streams, seconds, servers[0].pid))
                     found[way].append(measured.seconds / measured.messages)
@@ -333,8 +334,6 @@ class Changing(NamedTuple):
     load_seconds: list[float]
     unload_seconds: list[float]
     """Of a model on which no stream is."""
-    last_unload_seconds: float
-    """Of a model with streams on it, from their end."""
 
 
 def version(bundle: Bundle, folder: Path, name: str) -> Bundle:
@@ -395,12 +394,10 @@ async def change_models(
             unloading = asyncio.ensure_future(stub.Unload(request))
             await old.stop()
             await new.stop()
-        began = perf_counter()
         await unloading
-        last_unload_seconds = perf_counter() - began
     quiet, busy = (_p99(traces, *window) for window in itertools.pairwise(borders))
     unanswered = sum(each.begun - each.answered for each in (old, new))
-    return Changing(unanswered, busy, quiet, load_seconds, unload_seconds, last_unload_seconds)
+    return Changing(unanswered, busy, quiet, load_seconds, unload_seconds)
 
 
 def _p99(traces: Sequence[Trace], begin: float, end: float) -> float:
@@ -431,7 +428,6 @@ def measure_models(bundle: Bundle, samples: Sequence[Codes], quick: bool) -> lis
         figure(f"{name}_p99_before", [each.quiet_p99_seconds for each in found], "s"),
         figure("load_a_model", loads, "s"),
         figure("unload_an_unused_model", unloads, "s"),
-        figure("unload_a_model_after_its_last_stream", [e.last_unload_seconds for e in found], "s"),
     ]
 
 
