@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -68,7 +67,7 @@ class ModelAdmin(ModelAdminServicer):
     async def Unload(self, request: pb.UnloadRequest, context: Context) -> pb.UnloadReply:
         """Unload a model once its streams have ended."""
         seconds = request.wait_seconds
-        if not 0 <= seconds <= MAX_WAIT_SECONDS or math.isnan(seconds):
+        if not 0 <= seconds <= MAX_WAIT_SECONDS:  # Not a number is neither.
             error = InputError(f"expected to wait 0 to {MAX_WAIT_SECONDS:g} s, got {seconds}")
             await _refuse(context, error)
         task = asyncio.create_task(self._unload(request.model, seconds))
