@@ -33,7 +33,7 @@ from edge_agent.inputs import Source
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.session import SendPacket
 from examples.scrape import Scrape, scrape
-from shared.addresses import parse_address
+from shared.addresses import peers
 from shared.codec.codecs import get_codec
 from shared.codec.packet import SampleEncoder
 from shared.errors import InputError, LinkLostError, NeucodexError
@@ -195,6 +195,15 @@ class Fleet:
         self._samples = samples
         self._number = count()
 
+    def told(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's series that carry these labels, over all edges."""
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"neucodex_{name}" and labels.items() <= sample.labels.items()
+        )
+
     def next_sample(self) -> Codes:
         """Return codes, each of the samples in turn."""
         return self._samples[next(self._number) % len(self._samples)]
@@ -237,7 +246,7 @@ async def fleet(
     """
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry, model=bundle.manifest.name)
-    wire = WireCounter(peer=parse_address(config.cloud))
+    wire = WireCounter(peers=peers(config.cloud))
     metrics.watch_wire(wire, config.cloud)
     kit = Kit(
         config=config,
@@ -264,10 +273,7 @@ def _edge(kit: Kit, options: Options, wire: WireCounter, head_seconds: float) ->
             raise InputError(f"expected codes, got {type(source)}")
         return RecordedFeed(kit, source, head_seconds)
 
-    def connect() -> GrpcLink:
-        return GrpcLink(kit.config.cloud, kit.metrics, wire, kit.credentials)
-
-    return EdgeLoop(kit.bundle, options, feed, connect, kit.metrics)
+    return EdgeLoop(kit.bundle, options, feed, kit.links(GrpcLink, wire), kit.metrics)
 
 
 async def _opened(edges: Sequence[Edge]) -> None:

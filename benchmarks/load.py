@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import LOAD_CORE, ROOT, SERVER_CORE, pin
+from examples.pictures import load_pictures
 from protos import co_inference_pb2 as pb
 from protos.co_inference_pb2_grpc import CoInferenceStub
 from shared import rpc, wire
@@ -34,6 +35,7 @@ from shared.engine.base import Array, zero_state
 from shared.engine.onnx_runtime import load_engine
 from shared.messages import EdgeMessage, Open, Settings
 from shared.model.bundle import Bundle
+from shared.model.preprocessing import prepare
 
 Sample = list[EncodedPacket]
 ECHO = "/benchmark.Echo/Echo"
@@ -72,6 +74,13 @@ def head_codes(bundle: Bundle, inputs: Iterable[Array]) -> Iterator[NDArray[np.u
             code, state = engine.step(np.ascontiguousarray(frame[None]), state)
             codes.append(code)
         yield np.concatenate(codes)
+
+
+def picture_codes(bundle: Bundle, count: int = 256) -> list[NDArray[np.uint8]]:
+    """Return what the head makes of the demo's pictures, for bundles that read such."""
+    preprocessing = bundle.manifest.preprocessing
+    pixels = load_pictures(count).pixels
+    return list(head_codes(bundle, (prepare(each, bundle.spec, preprocessing) for each in pixels)))
 
 
 def record(bundle: Bundle, count: int = 32) -> list[Sample]:

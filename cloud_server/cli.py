@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import grpc
 import grpc.aio
 import msgspec
 
-from cloud_server import certs, server
+from cloud_server import admin_cli, certs, server
 from cloud_server import config as configuration
+from cloud_server.blocks import Block, dims, print_blocks, served_block
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
 from shared import logs, rpc, tokens
@@ -41,6 +42,7 @@ FLAGS = (
     "metrics_client_ca",
     "metrics_users",
     "bundles",
+    "admin",
     "engine",
     "device",
     "threads",
@@ -104,8 +106,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--metrics", metavar="ADDRESS", help="where /metrics is served: host:port; '' for nowhere"
     )
     add_access_flags(parser)
+    parser.add_argument(
+        "--admin",
+        metavar="ADDRESS",
+        help="where models are loaded and unloaded meanwhile: unix:PATH; '' for nowhere",
+    )
     parser.add_argument("--engine", help="onnxruntime or torch")
-    parser.add_argument("--device", help="of the torch engine: cpu, cuda or cuda:N")
+    parser.add_argument("--device", help="of the torch engine: cpu, cuda, cuda:N or auto")
     parser.add_argument("--threads", type=int, help="CPU threads of one onnxruntime call")
     parser.add_argument("--slots", type=int, help="samples at once, per model")
     parser.add_argument("--log-level", help="debug, info, warning or error")
@@ -119,12 +126,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.description = "List the models of bundles, or those that a running server serves."
+    parser.description = (
+        "List the models of bundles, or those that a running server serves; or change, with one of "
+        "the commands, those of a server on this machine."
+    )
     parser.set_defaults(command=_models)
     _add_config(parser)
     _add_bundles(parser)
     parser.add_argument("--server", metavar="ADDRESS", help="ask the server at this address")
     add_client_flags(parser)
+    admin_cli.add_commands(parser)
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
@@ -223,10 +234,10 @@ def _certs(arguments: argparse.Namespace) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     if arguments.server is not None:
         reply = asyncio.run(_describe(arguments.server, _client(arguments)))
-        _print_blocks(_served_block(model) for model in reply.models)
+        print_blocks(served_block(model) for model in reply.models)
         return
     bundles = [Bundle(Path(path)) for path in _load(arguments).bundles]
-    _print_blocks(_bundle_block(bundle) for bundle in bundles)
+    print_blocks(_bundle_block(bundle) for bundle in bundles)
 
 
 def _client(arguments: argparse.Namespace) -> ClientCredentials:
@@ -257,9 +268,6 @@ async def _describe(address: str, credentials: ClientCredentials) -> pb.Describe
     return reply
 
 
-Block = list[tuple[str, str]]
-
-
 def _bundle_block(bundle: Bundle) -> Block:
     manifest, spec = bundle.manifest, bundle.spec
     return [
@@ -267,8 +275,8 @@ def _bundle_block(bundle: Bundle) -> Block:
         ("path", str(bundle.path)),
         ("digest", bundle.digest),
         ("network", f"{spec.backbone_name}, split after {spec.bottleneck.split}"),
-        ("input", _dims(spec.input_shape)),
-        ("code", _dims(spec.code_shape)),
+        ("input", dims(spec.input_shape)),
+        ("code", dims(spec.code_shape)),
         ("timesteps", str(spec.timesteps)),
         ("parts", ", ".join(part for part in manifest.parts if bundle.has(part))),
         ("size", f"{_size_bytes(bundle)} bytes"),
@@ -291,31 +299,10 @@ def _alpha_lines(calibration: Calibration) -> Block:
     return lines
 
 
-def _served_block(model: pb.Model) -> Block:
-    return [
-        ("model", f"{model.name} {model.version}"),
-        ("digest", model.digest.hex()),
-        ("input", _dims(model.input_shape)),
-        ("code", _dims(model.code_shape)),
-        ("timesteps", str(model.timesteps)),
-        ("parts", "tail, whole" if model.whole else "tail"),
-        ("slots", f"{model.slots_in_use} of {model.slots} in use"),
-    ]
-
-
 def _size_bytes(bundle: Bundle) -> int:
     """Return the bytes of the bundle's files that are on this machine."""
     paths = [bundle.path / name for name in bundle.manifest.files]
     return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _dims(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _print_blocks(blocks: Iterable[Block]) -> None:
-    text = "\n\n".join("\n".join(f"{key:<10}{value}" for key, value in block) for block in blocks)
-    print(text or "no models")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from shared.addresses import is_local
 from shared.codec.codecs import NAMES
 from shared.credentials import File, TlsFiles, check_pair, check_path
 from shared.energy.config import EnergyConfig
+from shared.sockets import UNIX
 from shared.web import AccessKeys
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -34,16 +35,25 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     """PEM certificates of who may have signed the edges': no other edge can connect then."""
     tokens_file: File | None = None
     """File with the hashes of the tokens of which an edge has to show one."""
+    proxies: tuple[str, ...] = ()
+    """Subjects of the certificates of proxies that are believed whose certificate they were shown
+    (``x-forwarded-client-cert``)."""
     insecure: bool = False
     """Whether others may reach ``listen`` without TLS, or without showing who they are."""
+    health: str = ""
+    """Where gRPC health answers besides, alone and without TLS, for probes: ``host:port``; empty:
+    nowhere."""
     metrics: str = "127.0.0.1:9464"
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     bundles: tuple[str, ...] = ()
-    """Directories of the model bundles to serve."""
+    """Directories of the model bundles to serve; the first is the default."""
+    admin: str = ""
+    """Where models are loaded and unloaded while the server runs: ``unix:PATH``; empty: nowhere."""
     engine: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What runs the network."""
-    device: str = "cpu"
-    """Where the torch engine runs: ``cpu``, ``cuda`` or ``cuda:N``."""
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "cpu"
+    """Where the torch engine runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is
+    there, else, with a warning, the CPU."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """CPU threads of one call of the onnxruntime engine."""
     slots: Count = 128
@@ -98,6 +108,8 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         _check_access(self)
         self.metrics_access.check(self.metrics, insecure=self.insecure)
+        if self.admin and not (self.admin.startswith(UNIX) and is_local(self.admin)):
+            raise ValueError(f"admin: expected unix:PATH or nothing, got {self.admin!r}")
         unknown = [name for name in self.codecs if name not in NAMES]
         if unknown:
             raise ValueError(f"codecs: expected names of {', '.join(NAMES)}, got {unknown}")
@@ -120,6 +132,8 @@ def _check_access(config: CloudConfig) -> None:
     check_pair(config.tls_certificate, config.tls_key)
     if config.tls_client_ca is not None and config.tls_certificate is None:
         raise ValueError("tls_certificate: expected one with tls_client_ca, got none")
+    if config.proxies and config.tls_client_ca is None:
+        raise ValueError("tls_client_ca: expected one with proxies, which it signed, got none")
     check_path("tokens_file", config.tokens_file)
     if config.insecure or is_local(config.listen):
         return

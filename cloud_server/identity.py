@@ -1,10 +1,15 @@
-"""Who is at the other end of a connection, and whether they may be."""
+"""Who is at the other end of a connection, and whether they may be.
+
+A proxy that ends the edges' TLS shows its own certificate, and tells that of the edge in a header.
+The header is believed of the proxies that the configuration names, and of nobody else.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -15,13 +20,18 @@ from shared.metrics import RejectReason
 from shared.tokens import Entry, bearer, watch_tokens
 
 EXPECTED = "expected a token that this server knows, as metadata 'authorization: Bearer TOKEN'"
+FORWARDED = "x-forwarded-client-cert"
+"""Envoy's: ``Hash=...;Subject="..."``, quotes and backslashes of the subject behind a backslash."""
+_SUBJECT = re.compile(r'(?:^|;)Subject="((?:[^"\\]|\\.)*)"')
+_HASH = re.compile(r"(?:^|;)Hash=([0-9a-f]{64})")
 
 
 class Edge(NamedTuple):
     """An edge as its connection shows it."""
 
     name: str
-    """Subject of its certificate, else the name that its token is known by, else its address."""
+    """Subject of its certificate, shown here or to a proxy, else the name that its token is known
+    by, else its address."""
     token: Entry | None = None
     """The token that let it in, where the server asks for one."""
 
@@ -31,12 +41,14 @@ class Identities:
 
     Args:
         tokens_file: with those that may come in; None where no token is asked for.
+        proxies: subjects of the certificates of proxies that are believed.
 
     Raises:
         ConfigError: the file cannot be used.
     """
 
-    def __init__(self, tokens_file: str | None) -> None:
+    def __init__(self, tokens_file: str | None, proxies: Iterable[str] = ()) -> None:
+        self._proxies = frozenset(proxies)
         self._tokens = None if tokens_file is None else watch_tokens(Path(tokens_file))
 
     def of(self, context: Any) -> Edge:
@@ -47,6 +59,8 @@ class Identities:
         """
         token = self._admitted(context)
         subject = _subject(context.auth_context())
+        if subject in self._proxies:
+            subject = forwarded_subject(context.invocation_metadata() or ())
         if subject is not None:
             return Edge(f"certificate {subject}", token)
         if token is not None:
@@ -79,6 +93,17 @@ def _subject(shown: Mapping[str, Any]) -> str | None:
     if subjects and subjects[0]:
         return str(subjects[0].decode(errors="replace"))
     return hashlib.sha256(certificates[0]).hexdigest()
+
+
+def forwarded_subject(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the subject (else the hash) of the certificate that a proxy was shown, if it was."""
+    told = dict(metadata).get(FORWARDED)
+    if not isinstance(told, str):
+        return None
+    subject, digest = _SUBJECT.search(told), _HASH.search(told)
+    if subject is not None and subject[1]:
+        return re.sub(r"\\(.)", r"\1", subject[1])
+    return None if digest is None else digest[1]
 
 
 def peer_host(peer: str) -> str:

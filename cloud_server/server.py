@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from cloud_server.config import CloudConfig
+from cloud_server.model_admin import AdminServer, ModelAdmin
 from cloud_server.model_store import CloudWork, ModelStore
 from cloud_server.servicer import CoInference
 from protos import co_inference_pb2, co_inference_pb2_grpc
@@ -46,6 +47,7 @@ class CloudServer:
         port: the port in it; 0 on a Unix socket.
         metrics_address: of ``/metrics``, with the real port; empty where that is off.
         metrics_port: the port in it, None where that is off.
+        health_address: where health answers alone, with the real port; empty where that is off.
     """
 
     def __init__(
@@ -71,17 +73,29 @@ class CloudServer:
         self._meter = meter
         self._metrics_server = metrics_server
         self._tracing = tracing
+        self._admin: AdminServer | None = None
+        if config.admin:
+            self._admin = AdminServer(ModelAdmin(store, servicer), config.admin)
         self._health = health.aio.HealthServicer()
+        self._probed: grpc.aio.Server | None = None
+        self.health_address = ""
+        if config.health:
+            self._probed = rpc.server()
+            self.health_address = _with_port(config.health, rpc.bind(self._probed, config.health))
         self._watching: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to serve, health and reflection included."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for server in self._listeners:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        await self._server.start()
+        for server in self._listeners:
+            await server.start()
+        if self._admin is not None:
+            await self._admin.start()
         idle = stretches.watch(self._meter, lambda: self._store.work, self._told)
         self._watching = {
             asyncio.create_task(each) for each in (self._servicer.watch_streams(), idle)
@@ -93,6 +107,10 @@ class CloudServer:
             for source, drawn in stretch.drawn.items():
                 self._metrics.idle(source, drawn.component, drawn.watts)
 
+    @property
+    def _listeners(self) -> list[grpc.aio.Server]:
+        return [self._server] if self._probed is None else [self._server, self._probed]
+
     async def drain(self) -> None:
         """Report NOT_SERVING, let the samples under way finish, then stop."""
         await self._health.enter_graceful_shutdown()
@@ -103,7 +121,10 @@ class CloudServer:
         """Stop at once, cutting what is open."""
         for task in self._watching:
             task.cancel()
-        await self._server.stop(None)
+        if self._admin is not None:
+            await self._admin.close()
+        for server in self._listeners:
+            await server.stop(None)
         await self._store.close()
         await asyncio.to_thread(self._meter.close)
         if self._metrics_server is not None:
@@ -140,11 +161,11 @@ async def create(config: CloudConfig) -> CloudServer:
         serve(registry, config.metrics, config.metrics_access) if config.metrics else None
     )
     meter = open_meter(config.energy)
-    meter.start()
-    metrics.watch_energy(meter)
     running = CloudServer(
         config, server, port, servicer, store, metrics, meter, metrics_server, tracing
     )
+    meter.start()
+    metrics.watch_energy(meter)
     await running.start()
     for model in store:
         logger.info(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from importlib import metadata
 from typing import Any, TypeAlias, TypeVar
 
@@ -84,7 +84,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self._config = config
         self._metrics = metrics
         self._admission = Admission(config.max_streams, config.overload_retry_seconds, metrics)
-        self._identities = Identities(config.tokens_file)
+        self._identities = Identities(config.tokens_file, config.proxies)
         self._limits = EdgeLimits(config, metrics)
         self._handlers: dict[Stream, asyncio.Task[Any]] = {}
 
@@ -109,7 +109,9 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         config = self._config
         return pb.DescribeReply(
             protocol_versions=[PROTOCOL_VERSION],
-            models=map(_describe, self._store),
+            models=[
+                describe(model, is_default=model is self._store.default) for model in self._store
+            ],
             server_version=metadata.version("neucodex"),
             max_window=config.max_window,
             max_steps_per_packet=config.max_steps_per_packet,
@@ -136,6 +138,35 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
             stream.break_off(AdmissionError(RejectReason.DRAINING, message))
         await self._wait_for_handlers(ABORT_SECONDS)
 
+    async def unload(self, model: Model, wait_seconds: float) -> int:
+        """Take no further streams on a model, let those that are open end, and give it back.
+
+        Args:
+            model: to be unloaded.
+            wait_seconds: how long streams may stay; then they end between two samples, or are cut
+                where that takes longer than a drain.
+
+        Returns:
+            How many streams had not ended by themselves.
+
+        Raises:
+            ConfigError: it is the default, or being unloaded already.
+        """
+        self._store.retire(model)
+        await model.unused(wait_seconds)
+        ended = self._streams_on(model)
+        for stream in ended:
+            stream.drain()
+        await model.unused(self._config.drain_seconds)
+        for stream in self._streams_on(model):
+            stream.break_off(model.refusal())
+        await model.unused()
+        await self._store.forget(model)
+        return len(ended)
+
+    def _streams_on(self, model: Model) -> list[Stream]:
+        return [stream for stream in self._handlers if stream.part.bundle is model.bundle]
+
     async def _wait_for_handlers(self, seconds: float) -> None:
         if self._handlers:
             await asyncio.wait(self._handlers.values(), timeout=seconds)
@@ -144,7 +175,7 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self,
         rpc_: Rpc,
         context: Context,
-        open_: Callable[[Any, float, Visit], Awaitable[Kind]],
+        open_: Callable[[Any, Model, float, Visit], Awaitable[Kind]],
         receive: Callable[[Kind, Any, float], None],
     ) -> None:
         """Serve one stream to its end."""
@@ -153,8 +184,11 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
 
     async def _fetch(self, request: pb.FetchRequest, context: Context) -> None:
         edge = self._identities.of(context)
-        with self._admission.stream(Rpc.FETCH), self._limits.visit(edge, "fetch") as visit:
-            model = self._store.get(request.model_digest)
+        with (
+            self._admission.stream(Rpc.FETCH),
+            self._limits.visit(edge, "fetch") as visit,
+            self._store.lent(request.model_digest) as model,
+        ):
             logger.info("%s fetches of %s: %.100r", edge.name, model.title, request.file)
             async for chunk in file_chunks(model.bundle, request.file, request.offset):
                 await _write_in_time(context, chunk)
@@ -208,19 +242,28 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         self,
         context: Context,
         visit: Visit,
-        open_: Callable[[Any, float, Visit], Awaitable[Kind]],
+        open_: Callable[[Any, Model, float, Visit], Awaitable[Kind]],
         receive: Callable[[Kind, Any, float], None],
     ) -> None:
         first = await self._first(context)
         visit.received(first.ByteSize())
-        stream = await open_(first, time.perf_counter(), visit)
+        arrived_seconds = time.perf_counter()
+        with self._store.lent(first.open.model_digest) as model:
+            stream = await open_(first, model, arrived_seconds, visit)
+            with self._handled(stream):
+                self._admission.check_draining()
+                model.check_staying()
+                await _run(stream, context, receive)
+
+    @contextlib.contextmanager
+    def _handled(self, stream: Stream) -> Iterator[None]:
+        """Be known as what handles the stream."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("expected to run in a task")
         self._handlers[stream] = task
         try:
-            self._admission.check_draining()
-            await _run(stream, context, receive)
+            yield
         finally:
             stream.close()
             del self._handlers[stream]
@@ -246,12 +289,11 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         return message
 
     async def _open_codes(
-        self, first: pb.EdgeMessage, arrived_seconds: float, visit: Visit
+        self, first: pb.EdgeMessage, model: Model, arrived_seconds: float, visit: Visit
     ) -> CodeStream:
         message = wire.edge_message_from_proto(first)
         if message.open is None:
             raise ProtocolError("expected open in the first message, got none")
-        model = self._store.get(message.open.model_digest)
         settings = resolved(message.open.settings, model.tail.timesteps)
         opened = self._opened(model, message.open.samples_in_flight)
         open_ = replace(message.open, settings=settings)
@@ -260,9 +302,8 @@ class CoInference(co_inference_pb2_grpc.CoInferenceServicer):
         return stream
 
     async def _open_images(
-        self, first: pb.ImageMessage, arrived_seconds: float, visit: Visit
+        self, first: pb.ImageMessage, model: Model, arrived_seconds: float, visit: Visit
     ) -> image_stream.ImageStream:
-        model = self._store.get(first.open.model_digest)
         opened = self._opened(model, first.open.samples_in_flight)
         sent = wire.settings_from_proto(first.open.settings)
         # No packets: window, k and codec have no meaning here.
@@ -384,7 +425,8 @@ def _take_in_images(
     stream.receive(value, tuple(message.cancels), arrived_seconds)
 
 
-def _describe(model: Model) -> pb.Model:
+def describe(model: Model, *, is_default: bool) -> pb.Model:
+    """Tell what a model is."""
     manifest, scheduler = model.bundle.manifest, model.tail.scheduler
     return pb.Model(
         name=manifest.name,
@@ -396,4 +438,5 @@ def _describe(model: Model) -> pb.Model:
         slots=scheduler.slots_limit,
         slots_in_use=scheduler.slots_in_use,
         whole=model.has_whole,
+        is_default=is_default,
     )

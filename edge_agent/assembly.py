@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
+from uuid import uuid4
 
 from edge_agent import feeds
 from edge_agent.alpha import choose_alpha, exit_shares
@@ -20,7 +21,7 @@ from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.observer import Model, Observer
 from edge_agent.tuner import Here, Tuner, Wishes
-from shared.addresses import parse_address
+from shared.addresses import peers
 from shared.codec.packet import Checksum
 from shared.credentials import ClientCredentials
 from shared.energy.operations import EnergyModel, load_model
@@ -90,6 +91,12 @@ class Kit:
     def credentials(self) -> Watched[ClientCredentials]:
         """What this device shows to the cloud and asks of it."""
         return self.config.credentials.watched()
+
+    def links(self, kind: type[GrpcLink], wire_bytes: WireCounter) -> Callable[[], GrpcLink]:
+        """Return what makes the links of one loop."""
+        session = uuid4().hex
+        cloud, metrics, credentials = self.config.cloud, self.metrics, self.credentials
+        return lambda: kind(cloud, metrics, wire_bytes, credentials, session)
 
     def options(self, settings: Settings, local: Part | None = None) -> Options:
         """Return the loop's options; ``local`` runs here after the feed."""
@@ -238,7 +245,7 @@ def build_loop(
 
 def count_wire(config: EdgeConfig, metrics: EdgeMetrics) -> WireCounter:
     """Return what counts the bytes on this process's connections to the cloud, shown by metrics."""
-    wire_bytes = WireCounter(peer=parse_address(config.cloud))
+    wire_bytes = WireCounter(peers=peers(config.cloud))
     metrics.watch_wire(wire_bytes, config.cloud)
     return wire_bytes
 
@@ -260,7 +267,7 @@ def _co_inference(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.HeadFeed]
         kit.bundle,
         options,
         partial(feeds.head_feeds, kit.head, kit.reader),
-        lambda: GrpcLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
+        kit.links(GrpcLink, wire_bytes),
         kit.metrics,
         None if fallback is None else fallback.finish,
         tracing=kit.tracing,
@@ -307,7 +314,7 @@ def _cloud_only(kit: Kit, wire_bytes: WireCounter) -> EdgeLoop[feeds.InputFeed]:
         kit.bundle,
         kit.options(settings),
         partial(feeds.input_feeds, timesteps),
-        lambda: GrpcImageLink(kit.config.cloud, kit.metrics, wire_bytes, kit.credentials),
+        kit.links(GrpcImageLink, wire_bytes),
         kit.metrics,
         tracing=kit.tracing,
     )

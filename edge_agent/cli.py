@@ -190,7 +190,9 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_cloud(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where the cloud is, and how to connect."""
-    parser.add_argument("--cloud", metavar="ADDRESS", help="host:port of the cloud server")
+    parser.add_argument(
+        "--cloud", metavar="ADDRESS", help="host:port of the cloud server, or servers"
+    )
     add_client_flags(parser)
 
 

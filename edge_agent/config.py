@@ -42,7 +42,8 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bundle: Annotated[str, msgspec.Meta(min_length=1)]
     """Directory of the model bundle."""
     cloud: Address = "127.0.0.1:50051"
-    """``host:port`` of the cloud server."""
+    """``host:port`` of the cloud server; ``dns:///name:port`` or several of ``IP:port`` with commas
+    between for equal servers."""
     tls_ca: File | None = None
     """PEM certificates of who may have signed the cloud's, or ``default`` for the public
     authorities; absent: no TLS."""

@@ -46,10 +46,11 @@ class GrpcLink:
     ends between two samples, and the next one shows the new files.
 
     Args:
-        address: ``host:port`` of the cloud.
+        address: of the cloud, as :func:`shared.rpc.channel` takes it.
         metrics: told of every message and of the connection's state.
         wire_bytes: asked for its counts before the connection closes.
         credentials: shown to the cloud, as they are when the stream is opened; None for none.
+        session: whose streams these are, for a balancer on the way; None to leave it open.
     """
 
     METHOD = "Infer"
@@ -60,8 +61,10 @@ class GrpcLink:
         metrics: EdgeMetrics,
         wire_bytes: WireSource,
         credentials: Watched[ClientCredentials] | None = None,
+        session: str | None = None,
     ) -> None:
         self._address = address
+        self._session = session
         self._metrics = metrics
         self._wire_bytes = wire_bytes
         self._credentials = credentials or ClientFiles().watched()
@@ -87,7 +90,7 @@ class GrpcLink:
         )
         self._began = perf_counter()
         self._tally.started(1)
-        self._call = method(metadata=rpc.metadata(self._shown))
+        self._call = method(metadata=rpc.metadata(self._shown, self._session))
         message, limit = None, asyncio.timeout(OPEN_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with limit:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import os
-import socket
-import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +18,15 @@ from edge_agent.switch import Switch
 from protos import edge_service_pb2 as pb
 from protos.edge_service_pb2_grpc import EdgeServiceServicer, add_EdgeServiceServicer_to_server
 from shared import rpc, wire
-from shared.errors import ConfigError, InputError, NeucodexError
+from shared.errors import InputError, NeucodexError
 from shared.metrics import EdgeMetrics, Placement, RpcMetrics
 from shared.model.spec import NetworkSpec
+from shared.sockets import UNIX, private_socket
 
 STREAM_AHEAD = 4
 """Inputs of one ClassifyStream under way at once; more are left in gRPC's flow control."""
 CLOSE_GRACE_SECONDS = 1.0
 """Time for answers to leave before calls are cut."""
-_UNIX = "unix:"
 _PLACEMENTS: dict[str, pb.Placement] = {
     Placement.CO_INFERENCE: pb.CO_INFERENCE,
     Placement.EDGE_ONLY: pb.EDGE_ONLY,
@@ -227,13 +223,12 @@ class LocalServer:
     def __init__(self, api: LocalApi, metrics: RpcMetrics, address: str) -> None:
         self._server = rpc.server(metrics)
         add_EdgeServiceServicer_to_server(api, self._server)  # type: ignore[no-untyped-call]
-        self._path = Path(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
+        self._path = Path(address.removeprefix(UNIX)) if address.startswith(UNIX) else None
         if self._path is None:
             host = address.rpartition(":")[0]
             self.address = f"{host}:{rpc.bind(self._server, address)}"
         else:
-            _remove_stale(self._path)
-            with _private_files():
+            with private_socket(self._path, "listen"):
                 rpc.bind(self._server, address)
             self.address = address
 
@@ -246,38 +241,3 @@ class LocalServer:
         await self._server.stop(CLOSE_GRACE_SECONDS)
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _private_files() -> Iterator[None]:
-    """Let files made meanwhile be their owner's alone: the socket is never open to others."""
-    before = os.umask(0o177)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a daemon that is gone.
-
-    Raises:
-        ConfigError: a daemon answers there, the file is no socket, or there is no such folder.
-    """
-    if not path.parent.is_dir():
-        raise ConfigError(f"listen: expected an existing folder, got {str(path.parent)!r}")
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"listen: expected a socket or nothing at {path}, got another file")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        except OSError as error:
-            raise ConfigError(f"listen: {path}: {error.strerror}") from error
-        else:
-            raise ConfigError(f"listen: expected {path} to be free, another daemon answers there")

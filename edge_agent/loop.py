@@ -240,7 +240,7 @@ class EdgeLoop(Generic[F]):
     def tell(self) -> None:
         """Let the metrics show this loop; for when they have shown another."""
         state = ConnectionState.READY if self.connected else ConnectionState.IDLE
-        self._metrics.describe_model(self.bundle.digest, self.spec)
+        self._metrics.describe_model(self.bundle.manifest.version, self.bundle.digest, self.spec)
         self._metrics.threshold(self._options.settings.alpha)
         self._metrics.breaker(self._breaker.state)
         self._metrics.connection(state)

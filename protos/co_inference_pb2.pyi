@@ -242,7 +242,7 @@ class DescribeReply(_message.Message):
     def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., server_version: _Optional[str] = ..., max_window: _Optional[int] = ..., max_steps_per_packet: _Optional[int] = ..., max_samples_in_flight: _Optional[int] = ..., max_streams: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "digest", "code_shape", "input_shape", "timesteps", "slots", "slots_in_use", "whole")
+    __slots__ = ("name", "version", "digest", "code_shape", "input_shape", "timesteps", "slots", "slots_in_use", "whole", "is_default")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +252,7 @@ class Model(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_IN_USE_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: bytes
@@ -261,7 +262,8 @@ class Model(_message.Message):
     slots: int
     slots_in_use: int
     whole: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., code_shape: _Optional[_Iterable[int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., timesteps: _Optional[int] = ..., slots: _Optional[int] = ..., slots_in_use: _Optional[int] = ..., whole: _Optional[bool] = ...) -> None: ...
+    is_default: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., code_shape: _Optional[_Iterable[int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., timesteps: _Optional[int] = ..., slots: _Optional[int] = ..., slots_in_use: _Optional[int] = ..., whole: _Optional[bool] = ..., is_default: _Optional[bool] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("model_digest", "file", "offset")

@@ -8,7 +8,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("protos/co_inference.proto", "protos/edge_service.proto")
+PROTOS = (
+    "protos/co_inference.proto",
+    "protos/edge_service.proto",
+    "protos/model_admin.proto",
+)
 
 
 def generate(out: Path) -> list[Path]:

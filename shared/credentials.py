@@ -14,8 +14,9 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from shared.addresses import is_local, parse_address
+from shared.addresses import is_local, peers
 from shared.errors import ConfigError
+from shared.sockets import UNIX
 from shared.tokens import is_token, read_token
 from shared.watched import Watched, read_file
 
@@ -124,8 +125,13 @@ class ClientFiles:
             ValueError: the server is elsewhere, and neither TLS nor ``insecure`` is asked for; or
                 values that do not belong together.
         """
-        if not address.startswith("unix:"):
-            parse_address(address)
+        if not address.startswith(UNIX):
+            peers(address)
+        if "," in address and self.tls_ca is not None and self.tls_server_name is None:
+            raise ValueError(
+                "tls_server_name: expected the name in the certificates of the servers with a list "
+                "of addresses, got none"
+            )
         check_pair(self.tls_certificate, self.tls_key)
         for key in ("tls_certificate", "tls_server_name"):
             if getattr(self, key) is not None and self.tls_ca is None:

@@ -371,6 +371,10 @@ class _Told(Collector):
             self._series[labels] = self.start()
         return self._series[labels]
 
+    def remove(self, *labels: str) -> None:
+        """Show the series of these label values no more."""
+        self._series.pop(labels, None)
+
     def describe(self) -> Iterable[Metric]:
         return [self._new()]
 
@@ -789,7 +793,7 @@ INFO_FAMILIES: Mapping[str, tuple[str, str]] = {
     "codec": ("component", "Which implementation of the context codecs runs: c or python."),
     "model": (
         "model",
-        "A model in use: digest, backbone, split, timesteps, code_shape.",
+        "A model in use: version, digest, backbone, split, timesteps, code_shape.",
     ),
 }
 """Facts as labels of a series that is always 1: its one label, help text."""
@@ -841,6 +845,15 @@ class _Families:
             if family.kind is Counter and math.prod(map(len, choices)) <= MAX_SHOWN:
                 for labels in itertools.product(*choices):
                     self.count(name, *labels, amount=0)
+
+    def forget(self, model: str) -> None:
+        """Remove the series of a model, and make room for another one's name."""
+        self._names.discard(model)
+        for name, *labels in tuple(self._children):
+            names = zip(self._table[name].labels, labels, strict=True)
+            if ("model", model) in names:
+                del self._children[(name, *labels)]
+                self._parents[name].remove(*labels)
 
     def _child(self, kind: type[Child], name: str, labels: Labels) -> Child:
         child = self._children.get((name, *labels))
@@ -1035,9 +1048,10 @@ class _SideMetrics:
         """The machine drew so much while this daemon had nothing to do."""
         self._idle.gauge("idle_power_watts", component, source).set(watts)
 
-    def _describe_model(self, model: str, digest: str, spec: NetworkSpec) -> None:
+    def _describe_model(self, model: str, version: str, digest: str, spec: NetworkSpec) -> None:
         self._infos["model"].labels(model).info(
             {
+                "version": version,
                 "digest": digest,
                 "backbone": spec.backbone_name,
                 "split": spec.bottleneck.split,
@@ -1126,9 +1140,9 @@ class EdgeMetrics(_SideMetrics):
         other._start(model)
         return other
 
-    def describe_model(self, digest: str, spec: NetworkSpec) -> None:
+    def describe_model(self, version: str, digest: str, spec: NetworkSpec) -> None:
         """Publish which network runs."""
-        self._describe_model(self._model, digest, spec)
+        self._describe_model(self._model, version, digest, spec)
 
     def stage(self, stage: EdgeStage, seconds: float) -> None:
         """One stage took so long."""
@@ -1321,11 +1335,18 @@ class CloudMetrics(_SideMetrics):
     def __init__(self, registry: CollectorRegistry, energy: EnergyModel | None = None) -> None:
         super().__init__(registry, "cloud", CLOUD_FAMILIES, energy)
 
-    def model_loaded(self, model: str, digest: str, spec: NetworkSpec, slots_limit: int) -> None:
+    def model_loaded(
+        self, model: str, version: str, digest: str, spec: NetworkSpec, slots_limit: int
+    ) -> None:
         """A model is ready to serve, with room for so many samples at once."""
-        self._describe_model(model, digest, spec)
+        self._describe_model(model, version, digest, spec)
         self._start(model)
         self._families.gauge("cloud_slots_limit", model).set(slots_limit)
+
+    def model_unloaded(self, model: str) -> None:
+        """A model is served no more: it has no series any more."""
+        self._infos["model"].remove(model)
+        self._families.forget(model)
 
     def watch(
         self,

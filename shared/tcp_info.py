@@ -19,7 +19,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -70,38 +70,38 @@ class Totals(NamedTuple):
 
 
 class WireCounter:
-    """Counts the wire bytes of this process's TCP connections to a peer, or to a port of ours.
+    """Counts the wire bytes of this process's TCP connections to peers, or to a port of ours.
 
     Bytes that flow between the last :meth:`poll` and the closing of a connection are missed, so
     poll before closing one. Safe to call from several threads.
 
     Args:
-        peer: ``(host, port)`` of the other end; a name is looked up when a connection to that
+        peers: ``(host, port)`` of each other end; a name is looked up when a connection to its
             port appears.
-        local_port: on a server, the port it listens on, instead of ``peer``.
+        local_port: on a server, the port it listens on, instead of ``peers``.
         proc: where the proc file system is mounted.
 
     Raises:
-        ValueError: not exactly one of ``peer`` and ``local_port`` is given.
+        ValueError: not exactly one of ``peers`` and ``local_port`` is given.
     """
 
     def __init__(
         self,
         *,
-        peer: tuple[str, int] | None = None,
+        peers: Sequence[tuple[str, int]] = (),
         local_port: int | None = None,
         proc: Path = Path("/proc"),
     ) -> None:
-        if (peer is None) == (local_port is None):
-            raise ValueError(f"expected a peer or a local port, got {peer} and {local_port}")
-        self._peer = peer
+        if (not peers) == (local_port is None):
+            raise ValueError(f"expected peers or a local port, got {peers} and {local_port}")
+        self._peers = tuple(peers)
         self._local_port = local_port
         self._descriptors = proc / "self" / "fd"
         self._supported = self._descriptors.is_dir() and _kernel_tells()
         self._lock = Lock()
         self._open: dict[int, Totals] = {}
         self._closed = Totals()
-        self._is_peer: dict[IpAddress, bool] = {}
+        self._is_peer: dict[tuple[str, IpAddress], bool] = {}
 
     def poll(self) -> Totals | None:
         """Return the totals so far; they never fall.
@@ -144,16 +144,16 @@ class WireCounter:
         if connection.family not in _IP_FAMILIES or connection.proto != socket.IPPROTO_TCP:
             return False
         ip, port = _end(connection.getpeername())
-        if self._peer is None:
+        if self._local_port is not None:
             return _end(connection.getsockname())[1] == self._local_port
-        host, peer_port = self._peer
-        return port == peer_port and self._is_peer_address(host, ip)
+        hosts = [host for host, peer_port in self._peers if peer_port == port]
+        return any(self._is_peer_address(host, ip) for host in hosts)
 
     def _is_peer_address(self, host: str, ip: IpAddress) -> bool:
-        if ip not in self._is_peer:
+        if (host, ip) not in self._is_peer:
             with contextlib.suppress(socket.gaierror):
-                self._is_peer[ip] = ip in _addresses(host)
-        return self._is_peer.get(ip, False)
+                self._is_peer[host, ip] = ip in _addresses(host)
+        return self._is_peer.get((host, ip), False)
 
 
 def sum_of(parts: Iterable[Totals]) -> Totals:

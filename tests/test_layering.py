@@ -49,6 +49,7 @@ RULES = {
             "shared/model/folding.py",
             "shared/model/imported.py",
             "shared/model/split.py",
+            "shared/engine/buckets.py",
             "shared/engine/torch_engine.py",
             "training/*",
             "benchmarks/*",

@@ -95,7 +95,7 @@ def _session(
         # The runtime's exceptions share no base but Exception.
         raise BundleError(f"{bundle.path / name}: {error}") from error
     del weights, options
-    _return_freed_memory()
+    return_freed_memory()
     # A provider whose libraries cannot be loaded is left out, with no more than a line on stderr.
     lost = [each for each in wanted if each not in session.get_providers()]
     if lost:
@@ -197,10 +197,11 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _return_freed_memory() -> None:
-    """Give the memory that loading freed back to the system, where the C library can (glibc).
+def return_freed_memory() -> None:
+    """Give memory that is free back to the system, where the C library can (glibc).
 
-    Building a session takes several times the size of its weights; glibc would keep it.
+    Building a session takes several times the size of its weights; glibc would keep it, and what a
+    session that is gone had.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

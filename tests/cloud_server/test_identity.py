@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_server.cli import main
-from cloud_server.identity import peer_host
+from cloud_server.identity import FORWARDED, forwarded_subject, peer_host
 from cloud_server.server import CloudServer
 from protos import co_inference_pb2 as pb
 from shared import rpc
@@ -265,3 +265,28 @@ def test_a_peer_is_told_apart_by_its_machine(peer: str, host: str) -> None:
 @given(st.one_of(st.text(), st.from_regex(r"ipv[46]:.*", fullmatch=True)))
 def test_any_peer_has_a_name(peer: str) -> None:
     assert isinstance(peer_host(peer), str)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (f'Hash={"ab" * 32};Subject="CN=camera-1,O=x"', "CN=camera-1,O=x"),
+        (f'Hash={"ab" * 32};Subject=""', "ab" * 32),
+        (f"Hash={'ab' * 32}", "ab" * 32),
+        ('Subject="CN=\\"\\\\;Hash=1;Subject=\\"CN=b\\""', 'CN="\\;Hash=1;Subject="CN=b"'),
+        ("", None),
+        ('By=spiffe;URI="x"', None),
+    ],
+)
+def test_a_proxy_tells_the_subject_of_a_certificate(told: str, expected: str | None) -> None:
+    assert forwarded_subject([("other", "x"), (FORWARDED, told)]) == expected
+
+
+@given(st.text() | st.binary())
+def test_whatever_is_forwarded_is_taken_or_left(told: str | bytes) -> None:
+    found = forwarded_subject([(FORWARDED, told)])
+    assert found is None or isinstance(found, str)
+
+
+def test_nothing_forwarded_is_nobody() -> None:
+    assert forwarded_subject([]) is None

@@ -16,19 +16,21 @@ from prometheus_client import CollectorRegistry
 
 from cloud_server.admission import AdmissionError
 from cloud_server.config import CloudConfig
+from cloud_server.identity import FORWARDED
 from cloud_server.identity import Edge as Identity
 from cloud_server.limits import Bucket, EdgeLimits
 from cloud_server.server import CloudServer
-from shared import rpc
+from shared import rpc, wire
 from shared.credentials import ClientFiles
 from shared.errors import SampleCode
-from shared.messages import Failure
+from shared.messages import EdgeMessage, Failure
 from shared.metrics import CloudMetrics
 from shared.model.bundle import Bundle
 from tests.cloud_server.conftest import Client, Edge, Start, random_codes, scrape
 from tests.conftest import Certificates
 
 Connect = Callable[[CloudServer], Client]
+EOF = grpc.aio.EOF
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 TOO_MANY_BYTES = "expected at most 300 bytes per second of one edge, got more"
 
@@ -77,6 +79,34 @@ async def test_edges_with_certificates_do_not_share_a_limit(
         clients = [Client(channel, tiny_bundle) for channel in (a, b, c)]
         async with clients[0].opened(), clients[2].opened(), clients[1].stream() as second:
             assert (await refusal(second))[0] is EXHAUSTED
+
+
+async def test_edges_behind_a_proxy_do_not_share_a_limit(
+    start: Start, tiny_bundle: Bundle, certificates: Certificates
+) -> None:
+    server = await start(
+        edge_max_streams=1, proxies=("CN=one",), **certificates.server(mutual=True)
+    )
+    proxy, edge = (ClientFiles(**certificates.edge(name)).read() for name in ("one", "two"))
+    first, second = ((FORWARDED, f'Hash={"0" * 64};Subject="CN={name}"') for name in ("a", "b"))
+
+    async def opens(channel: grpc.aio.Channel, *metadata: tuple[str, str]) -> bool:
+        client = Client(channel, tiny_bundle)
+        call = client.stub.Infer(metadata=metadata)
+        await call.write(wire.edge_message_to_proto(EdgeMessage(open=client.request())))
+        calls.append(call)
+        return await Edge(call, tiny_bundle, client.request().checksum).read_or_end() is not EOF
+
+    calls: list[Any] = []
+    async with (
+        rpc.channel(server.address, proxy) as shared,
+        rpc.channel(server.address, edge) as own,
+    ):
+        assert await opens(shared, first)
+        assert not await opens(shared, first)
+        assert await opens(shared, second)
+        assert await opens(own, first)  # It is no proxy: what it says is not believed.
+        assert not await opens(own)
 
 
 async def until_held(edge: Edge, number: int) -> tuple[int, Failure]:

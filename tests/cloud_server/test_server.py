@@ -13,9 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cloud_server.server import CloudServer
+from shared import rpc
+from shared.credentials import ClientFiles
 from shared.errors import BundleError, ConfigError
 from shared.messages import Draining
+from shared.model.bundle import Bundle
 from tests.cloud_server.conftest import Client, Edge, Start, random_codes, scrape
+from tests.conftest import Certificates
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -31,6 +35,34 @@ async def health(client: Client, service: str) -> Any:
 @pytest.mark.parametrize("service", ["", SERVICE])
 async def test_health_tells_serving(client: Client, service: str) -> None:
     assert await health(client, service) == SERVING
+
+
+async def test_probes_without_tls_see_a_drain_begin_before_streams_end(
+    start: Start, tiny_bundle: Bundle, certificates: Certificates
+) -> None:
+    server = await start(health="127.0.0.1:0", **certificates.server(mutual=True))
+    edge = ClientFiles(**certificates.edge("one")).read()
+    async with (
+        rpc.channel(server.health_address) as plain,
+        rpc.channel(server.address, edge) as tls,
+    ):
+        probe, client = Client(plain, tiny_bundle), Client(tls, tiny_bundle)
+        assert await health(probe, SERVICE) == await health(probe, "") == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await probe.describe()
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        async with client.opened() as busy:
+            packets = busy.packets(0, random_codes(tiny_bundle, 0))
+            await busy.send(packets[0])
+            await busy.answer()
+            draining = asyncio.create_task(server.drain())
+            await drained(busy)
+            assert await health(probe, SERVICE) == NOT_SERVING
+            for packet in packets[1:]:
+                await busy.send(packet)
+                await busy.answer()
+            assert await busy.status() == (grpc.StatusCode.OK, "")
+        await draining
 
 
 async def test_reflection_lists_the_services(client: Client) -> None:

@@ -82,7 +82,7 @@ def edge(registry: CollectorRegistry) -> EdgeMetrics:
 @pytest.fixture
 def cloud(registry: CollectorRegistry) -> CloudMetrics:
     metrics = CloudMetrics(registry)
-    metrics.model_loaded("tiny", "ab" * 32, SPEC, slots_limit=8)
+    metrics.model_loaded("tiny", "1", "ab" * 32, SPEC, slots_limit=8)
     return metrics
 
 
@@ -319,10 +319,11 @@ def test_cloud_troubles(cloud: CloudMetrics, value: Read) -> None:
 
 
 def test_what_runs_is_told(edge: EdgeMetrics, registry: CollectorRegistry) -> None:
-    edge.describe_model("ab" * 32, SPEC)
+    edge.describe_model("1", "ab" * 32, SPEC)
     (model,) = [family for family in registry.collect() if family.name == "neucodex_model"]
     assert model.samples[0].labels == {
         "model": "tiny",
+        "version": "1",
         "digest": "ab" * 32,
         "backbone": "resnet18",
         "split": "layer2",

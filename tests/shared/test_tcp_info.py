@@ -56,7 +56,7 @@ def peer(listener: socket.socket) -> Address:
 
 
 def test_sent_bytes_are_payload_and_headers(listener: socket.socket, peer: Address) -> None:
-    counter = WireCounter(peer=peer)
+    counter = WireCounter(peers=[peer])
     with closing(Pair(listener)) as pair:
         before = totals_of(counter)
         for _ in range(20):
@@ -74,7 +74,7 @@ def test_sent_bytes_are_payload_and_headers(listener: socket.socket, peer: Addre
 def test_a_links_rate_shows_only_where_more_was_to_be_sent_than_it_took(
     listener: socket.socket, peer: Address
 ) -> None:
-    counter = WireCounter(peer=peer)
+    counter = WireCounter(peers=[peer])
     with closing(Pair(listener)) as pair:
         pair.send(100)
         assert totals_of(counter).link_bytes_per_second is None
@@ -90,7 +90,7 @@ def test_a_links_rate_shows_only_where_more_was_to_be_sent_than_it_took(
 
 
 def test_both_ends_agree(listener: socket.socket, peer: Address) -> None:
-    client, server = WireCounter(peer=peer), WireCounter(local_port=peer[1])
+    client, server = WireCounter(peers=[peer]), WireCounter(local_port=peer[1])
     with closing(Pair(listener)) as pair:
         pair.send(200_000)
         ours, theirs = totals_of(client), totals_of(server)
@@ -102,7 +102,7 @@ def test_both_ends_agree(listener: socket.socket, peer: Address) -> None:
 
 
 def test_totals_live_on_after_a_connection(listener: socket.socket, peer: Address) -> None:
-    counter = WireCounter(peer=peer)
+    counter = WireCounter(peers=[peer])
     with closing(Pair(listener)) as pair:
         pair.send(1000)
         first = totals_of(counter)
@@ -116,7 +116,7 @@ def test_totals_live_on_after_a_connection(listener: socket.socket, peer: Addres
 
 
 def test_a_duplicated_descriptor_counts_once(listener: socket.socket, peer: Address) -> None:
-    counter = WireCounter(peer=peer)
+    counter = WireCounter(peers=[peer])
     with closing(Pair(listener)) as pair:
         pair.send(1000)
         once = totals_of(counter)
@@ -132,16 +132,16 @@ def test_connections_elsewhere_do_not_count(listener: socket.socket, peer: Addre
         datagrams.send(b"not TCP")
         for end in socket.socketpair():
             stack.enter_context(end)
-        assert WireCounter(peer=peer).poll() == Totals()
-        assert WireCounter(peer=("127.0.0.2", peer[1])).poll() == Totals()
+        assert WireCounter(peers=[peer]).poll() == Totals()
+        assert WireCounter(peers=[("127.0.0.2", peer[1])]).poll() == Totals()
         assert WireCounter(local_port=peer[1]).poll() == Totals()
 
 
 def test_a_peer_may_be_a_name(listener: socket.socket, peer: Address) -> None:
     with closing(Pair(listener)) as pair:
         pair.send(10)
-        assert totals_of(WireCounter(peer=("localhost", peer[1]))).sent_bytes > 0
-        assert WireCounter(peer=("no-such-host.invalid", peer[1])).poll() == Totals()
+        assert totals_of(WireCounter(peers=[("localhost", peer[1])])).sent_bytes > 0
+        assert WireCounter(peers=[("no-such-host.invalid", peer[1])]).poll() == Totals()
 
 
 def test_ipv4_through_a_dual_stack_socket_has_ipv4_headers(
@@ -153,7 +153,7 @@ def test_ipv4_through_a_dual_stack_socket_has_ipv4_headers(
         client.connect((f"::ffff:{peer[0]}", peer[1]))
         server, _ = listener.accept()
         with server:
-            counter = WireCounter(peer=peer)
+            counter = WireCounter(peers=[peer])
             before = totals_of(counter).sent_bytes
             client.sendall(b"x" * 50)
             assert server.recv(50)
@@ -161,7 +161,7 @@ def test_ipv4_through_a_dual_stack_socket_has_ipv4_headers(
 
 
 def test_polling_leaves_no_descriptor_open(listener: socket.socket, peer: Address) -> None:
-    counter = WireCounter(peer=peer)
+    counter = WireCounter(peers=[peer])
     with closing(Pair(listener)):
         before = os.listdir("/proc/self/fd")
         for _ in range(10):
@@ -170,7 +170,7 @@ def test_polling_leaves_no_descriptor_open(listener: socket.socket, peer: Addres
 
 
 def test_descriptors_may_come_and_go_meanwhile(listener: socket.socket, peer: Address) -> None:
-    counter, stop = WireCounter(peer=peer), threading.Event()
+    counter, stop = WireCounter(peers=[peer]), threading.Event()
 
     def churn() -> None:
         while not stop.is_set():
@@ -192,14 +192,14 @@ def test_descriptors_may_come_and_go_meanwhile(listener: socket.socket, peer: Ad
 
 
 def test_without_proc_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    assert WireCounter(peer=("127.0.0.1", 1), proc=tmp_path).poll() is None
+    assert WireCounter(peers=[("127.0.0.1", 1)], proc=tmp_path).poll() is None
 
 
 def test_exactly_one_end_is_named() -> None:
-    with pytest.raises(ValueError, match="a peer or a local port"):
+    with pytest.raises(ValueError, match="peers or a local port"):
         WireCounter()
-    with pytest.raises(ValueError, match="a peer or a local port"):
-        WireCounter(peer=("127.0.0.1", 1), local_port=2)
+    with pytest.raises(ValueError, match="peers or a local port"):
+        WireCounter(peers=[("127.0.0.1", 1)], local_port=2)
 
 
 def test_other_sockets_have_no_totals() -> None:
