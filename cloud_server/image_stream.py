@@ -17,7 +17,7 @@ from cloud_server.stream import Stream
 from shared.errors import InputError, SampleCode
 from shared.messages import Opened, Settings
 from shared.model.bundle import Bundle
-from shared.model.preprocessing import decode_image, prepare
+from shared.model.preprocessing import read_input
 
 Input = bytes | NDArray[np.generic]
 """An encoded image, or an array ``[C, H, W]`` or ``[T, C, H, W]``."""
@@ -108,6 +108,5 @@ def load_frames(value: Input | InputError, bundle: Bundle) -> list[NDArray[np.fl
     if isinstance(value, InputError):
         raise value
     spec = bundle.spec
-    array = decode_image(value, spec.input_shape) if isinstance(value, bytes) else value
-    frames = prepare(array, spec, bundle.manifest.preprocessing)
+    frames = read_input(value, spec, bundle.manifest.preprocessing)
     return [frames[None]] * spec.timesteps if frames.ndim == 3 else list(frames[:, None])

@@ -56,7 +56,11 @@ def _array(item: Item, manifest: Manifest) -> Array:
     try:
         if isinstance(data, InputError):
             raise data
-        array = decode_image(data, spec.input_shape) if isinstance(data, bytes) else data
+        array = (
+            decode_image(data, spec.input_shape, manifest.preprocessing.fit)
+            if isinstance(data, bytes)
+            else data
+        )
         prepare(array, spec, manifest.preprocessing)
     except InputError as error:
         raise ConfigError(f"{item.name}: {error}") from error
