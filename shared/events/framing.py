@@ -38,6 +38,11 @@ class ByTime(
     on are left out. Without it the time from the first event to the last is cut into T windows
     (the length of a whole recording must be known for that) and every event is counted."""
 
+    @property
+    def window(self) -> int | None:
+        """Length of a frame in microseconds, if it has one."""
+        return self.window_microseconds
+
 
 class ByCount(
     msgspec.Struct,
@@ -55,6 +60,11 @@ class ByCount(
     """Events in a frame; further events after T full frames are left out, and frames of a short
     recording are partly filled or empty. Without it the recording is cut into T groups whose
     sizes differ by at most one, and every event is counted."""
+
+    @property
+    def window(self) -> int | None:
+        """Length of a frame in events, if it has one."""
+        return self.window_events
 
 
 Framing = ByTime | ByCount
@@ -90,7 +100,7 @@ class Framer:
     """
 
     def __init__(self, framing: Framing, sensor: tuple[int, int]) -> None:
-        if _window(framing) is None:
+        if framing.window is None:
             raise ValueError(f"expected a framing with a window for a stream, got {framing}")
         self._framing = framing
         self._sensor = sensor
@@ -175,15 +185,9 @@ def saturated(frames: Counts) -> NDArray[np.uint8]:
     return np.minimum(frames, 255).astype(np.uint8)
 
 
-def _window(framing: Framing) -> int | None:
-    if isinstance(framing, ByTime):
-        return framing.window_microseconds
-    return framing.window_events
-
-
 def _frames_of_recording(events: Events, framing: Framing) -> Ints:
     """Return the frame of each event, int64 ``[E]``; T and above is left out."""
-    if _window(framing) is not None or not len(events):
+    if framing.window is not None or not len(events):
         return _frames_in_stream(events, framing, 0)
     if isinstance(framing, ByTime):
         first, last = int(events.microseconds[0]), int(events.microseconds[-1])
@@ -193,7 +197,7 @@ def _frames_of_recording(events: Events, framing: Framing) -> Ints:
 
 
 def _frames_in_stream(events: Events, framing: Framing, seen: int) -> Ints:
-    window = _window(framing) or 1
+    window = framing.window or 1
     if isinstance(framing, ByTime):
         return events.microseconds // window
     return np.arange(seen, seen + len(events), dtype=np.int64) // window
@@ -201,7 +205,7 @@ def _frames_in_stream(events: Events, framing: Framing, seen: int) -> Ints:
 
 def _complete_frames(framing: Framing, seen: int, latest: int) -> int:
     progress = latest if isinstance(framing, ByTime) else seen
-    return min(framing.timesteps, progress // (_window(framing) or 1))
+    return min(framing.timesteps, progress // (framing.window or 1))
 
 
 def _count(events: Events, frame: Ints, frames: int) -> Counts:
