@@ -7,6 +7,7 @@
 from edge_agent.answers import Answer, Latency, QueueFullError
 from edge_agent.async_client import AsyncEdge
 from edge_agent.client import Edge
+from edge_agent.event_packets import EventReceiver, EventSender
 from edge_agent.exchange import Network, Picture
 from shared.errors import (
     EngineError,
@@ -24,6 +25,8 @@ __all__ = [
     "AsyncEdge",
     "Edge",
     "EngineError",
+    "EventReceiver",
+    "EventSender",
     "Events",
     "InputError",
     "Latency",

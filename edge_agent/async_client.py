@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -76,7 +76,7 @@ class AsyncEdge:
 
     async def classify_stream(
         self, pictures: Stream[Picture]
-    ) -> AsyncIterator[Answer | NeucodexError]:
+    ) -> AsyncGenerator[Answer | NeucodexError, None]:
         """Classify inputs as they come; yield, in their order, an answer or an error for each.
 
         Raises:
@@ -121,7 +121,7 @@ class AsyncEdge:
 
     async def _stream(
         self, parts: AsyncIterator[pb.ClassifyPart]
-    ) -> AsyncIterator[Answer | NeucodexError]:
+    ) -> AsyncGenerator[Answer | NeucodexError, None]:
         failed: list[Exception] = []
         call = self._classify_stream(_watched(parts, failed))
         try:

@@ -110,8 +110,18 @@ class Framer:
         self._open = self._empty()
 
     @property
+    def done(self) -> int:
+        """How many frames have been given away."""
+        return self._done
+
+    @property
+    def seen(self) -> int:
+        """How many events have been taken in."""
+        return self._seen
+
+    @property
     def complete(self) -> bool:
-        """Whether all T frames have been given away."""
+        """Whether all T have."""
         return self._done == self._framing.timesteps
 
     def push(self, piece: Events) -> list[Counts]:
