@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.images import classify, load_test_images
 from benchmarks.report import Result, figure, run
-from edge_agent.client import Picture
+from edge_agent import Picture
 from examples.pair import Ready, pair
 from examples.scrape import scrape
 from shared.model.bundle import Bundle

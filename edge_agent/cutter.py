@@ -124,9 +124,12 @@ class Cutter:
         return rest, steps
 
     def _end(self) -> list[Step]:
-        ended = self._framer is not None
+        """End the sample, if there is one, with what its open timestep has seen."""
+        if self._framer is None:
+            return []
+        rest = [saturated(each) for each in self._framer.end()[:1] if each.any()]
         self._framer = None
-        return [End()] if ended else []
+        return [*map(Frame, rest), End()]
 
 
 def _since(events: Events, microseconds: int) -> Events:

@@ -19,8 +19,7 @@ from edge_agent.assembly import build_loop
 from edge_agent.config import EdgeConfig
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
-from edge_agent.sources import open_source
-from edge_agent.sources.classify import classify_items, open_results
+from edge_agent.sources import Sources
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
 from shared.metrics import EdgeMetrics, serve
@@ -83,7 +82,7 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     registry = CollectorRegistry()
     energy = load_model(config.energy)
     metrics = EdgeMetrics(registry, model=bundle.manifest.name, energy=energy)
-    items = None if config.source is None else open_source(config.source)
+    sources = Sources(config.sources, bundle.manifest, metrics)
     loop = build_loop(config, bundle, metrics)
     about = About(
         version=metadata.version("neucodex"),
@@ -104,10 +103,8 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         stack.push_async_callback(server.close)
         await server.start()
         keeper = loop.start()
-        if config.source is not None and items is not None:
-            results = stack.enter_context(open_results(config.source.results))
-            reading = asyncio.create_task(classify_items(loop, items, results, metrics))
-            stack.push_async_callback(asyncio.wait, {reading})
+        sources.start(loop)
+        stack.push_async_callback(sources.close)
         # Unwound first: the loop answers what it holds, then the source and callers get it.
         stack.push_async_callback(loop.close)
         yield Daemon(loop, keeper, server.address, metrics_address)

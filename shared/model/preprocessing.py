@@ -45,12 +45,15 @@ def decode_image(
         InputError: not a picture, damaged, more than :data:`MAX_PIXELS`, or a network that does
             not read pictures.
     """
+    return fit_picture(_open(data, _mode(input_shape)), input_shape, fit)
+
+
+def fit_picture(
+    picture: Image.Image, input_shape: tuple[int, int, int], fit: Fit = "stretch"
+) -> NDArray[np.uint8]:
+    """Give a picture the network's size and colours; see :func:`decode_image`."""
     channels, height, width = input_shape
-    if channels not in MODES:
-        raise InputError(
-            f"expected an array: this network reads {channels} channels, a picture has 1 or 3"
-        )
-    picture = _open(data, MODES[channels])
+    picture = picture.convert(_mode(input_shape))
     if picture.size != (width, height):
         if fit == "crop":
             picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
@@ -58,6 +61,15 @@ def decode_image(
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(picture, np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _mode(input_shape: tuple[int, int, int]) -> str:
+    channels = input_shape[0]
+    if channels not in MODES:
+        raise InputError(
+            f"expected an array: this network reads {channels} channels, a picture has 1 or 3"
+        )
+    return MODES[channels]
 
 
 def _open(data: bytes, mode: str) -> Image.Image:

@@ -149,8 +149,8 @@ def test_one_sample_per_recording_ignores_what_follows_its_exit() -> None:
 def test_silence_and_another_recording_end_a_sample() -> None:
     cutter = Cutter(ByTime(timesteps=3, window_microseconds=10), SENSOR, continuous=True)
     list(cutter.push(piece([1], begins=True)))
-    assert kinds(list(cutter.push(piece([2], begins=True)))) == [End, Begin]
-    assert kinds(cutter.end()) == [End]
+    assert kinds(list(cutter.push(piece([2], begins=True)))) == [Frame, End, Begin]
+    assert kinds(cutter.end()) == [Frame, End]
     assert cutter.end() == []
 
 
@@ -173,9 +173,8 @@ def test_a_recording_in_pieces_gives_the_frames_of_the_whole(
     frames = [step.frame for step in steps if isinstance(step, Frame)]
     whole = saturated(frame_events(events(times), framing))
     assert all(np.array_equal(frame, own) for frame, own in zip(frames, whole, strict=False))
-    # Those not told are those that the end of the recording leaves open.
-    complete = times[-1] if isinstance(framing, ByTime) else len(times)
-    assert len(frames) == min(framing.timesteps, complete // (framing.window or 1))
+    # What is not told of the rest is silent.
+    assert not whole[len(frames) :].any()
 
 
 def test_a_continuous_stream_loses_no_event_by_count() -> None:

@@ -79,7 +79,8 @@ def test_a_clock_overflow_of_aedat3_moves_its_packet() -> None:
 def test_damaged_records_are_refused_or_read_and_nothing_else(
     decode: Callable[[bytes], Raw], data: st.DataObject
 ) -> None:
-    whole = {decode_atis: bytes(25), decode_aedat3: aedat3([(1, 2, 3, 1)])}.get(decode, dat([]))
+    wholes: dict[object, bytes] = {decode_atis: bytes(25), decode_aedat3: aedat3([(1, 2, 3, 1)])}
+    whole = wholes.get(decode, dat([]))
     content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 3)) if content else 0):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
