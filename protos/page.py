@@ -18,7 +18,8 @@ Made from the `.proto` files by `{COMMAND}`; do not edit.
 
 Two gRPC services of package `neucodex.v1`: `CoInference`, between edge and cloud, and
 `EdgeService`, between programs on a device and its edge daemon. How an edge and a cloud use the
-first is told in [Concepts](concepts.md) and [Latency](latency.md); how packets are coded, in [Codec](codec.md).
+first is told in [Concepts](concepts.md) and [Latency](latency.md); how packets are coded, in
+[Codec](codec.md).
 """
 _BLOCK = re.compile(r"^(service|message|enum) (\w+) \{(\})?")
 _RPC = re.compile(r"rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\)")
