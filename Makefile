@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types protos check-protos train-demo clean
+.PHONY: demo test lint types docs protos check-protos train-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m examples.demo
@@ -19,11 +19,17 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# The documentation site, into build/site; it needs nothing from the network to be read.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
 protos: $(VENV)/.test
 	$(BIN)/python -m protos.generate
+	$(BIN)/python -m protos.page
 
 check-protos: $(VENV)/.test
 	$(BIN)/python -m protos.generate --check
+	$(BIN)/python -m protos.page --check
 
 # Trains the shipped bundle anew, or goes on where it stopped:
 # make train-demo DATA=folder-with-CIFAR-10 [TEACHER=resnet56.th]
@@ -46,6 +52,10 @@ $(VENV)/.runtime: pyproject.toml constraints.txt shared/codec/_native.c | $(VENV
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) --editable '.[demo,torch,train,test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 clean:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.images import classify, load_test_images
 from benchmarks.report import Result, figure, run
-from edge_agent.client import Picture
+from edge_agent import Picture
 from examples.pair import Ready, pair
 from examples.scrape import scrape
 from shared.model.bundle import Bundle
@@ -117,7 +117,8 @@ class Rival:
     def accuracy(self, files: Sequence[bytes]) -> float:
         """Return the share of the images that are recognised from their files."""
         spec = self._bundle.spec
-        pixels = np.stack([decode_image(file, spec.input_shape) for file in files])
+        fit = self._bundle.manifest.preprocessing.fit
+        pixels = np.stack([decode_image(file, spec.input_shape, fit) for file in files])
         ran = run_engines([self._engine], pixels, spec, self._bundle.manifest.preprocessing)
         decisions = judge(ran.logits, self._bundle.calibration().temperature)
         return float((decisions.labels[-1] == self._images.labels).mean())

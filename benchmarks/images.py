@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import Edge
+from edge_agent import Edge, Picture
 from edge_agent.answers import Answer
-from edge_agent.client import Picture
 from examples.pictures import load_pictures
 from training.data.cifar10 import Images, load_cifar10
 

@@ -17,7 +17,7 @@ from cloud_server.stream import Stream
 from shared.errors import InputError, SampleCode
 from shared.messages import Opened, Settings
 from shared.model.bundle import Bundle
-from shared.model.preprocessing import decode_image, prepare
+from shared.model.preprocessing import read_input
 from shared.tracing import Tracing
 
 Input = bytes | NDArray[np.generic]
@@ -114,6 +114,5 @@ def load_frames(value: Input | InputError, bundle: Bundle) -> list[NDArray[np.fl
     if isinstance(value, InputError):
         raise value
     spec = bundle.spec
-    array = decode_image(value, spec.input_shape) if isinstance(value, bytes) else value
-    frames = prepare(array, spec, bundle.manifest.preprocessing)
+    frames = read_input(value, spec, bundle.manifest.preprocessing)
     return [frames[None]] * spec.timesteps if frames.ndim == 3 else list(frames[:, None])

@@ -1,4 +1,4 @@
-"""How a program on the device asks the edge daemon.
+"""How a program on the device asks the edge daemon; :mod:`edge_agent.async_client` with asyncio.
 
 ::
 
@@ -11,33 +11,21 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from edge_agent.answers import Answer, Latency, QueueFullError
+from edge_agent import exchange
+from edge_agent.answers import Answer
+from edge_agent.config import DEFAULT_LISTEN
+from edge_agent.exchange import SERVICE, Network, Picture
 from protos import edge_service_pb2 as pb
-from shared import wire
-from shared.errors import (
-    EngineError,
-    InputError,
-    LinkLostError,
-    NeucodexError,
-    RefusedError,
-    SampleCode,
-    SampleError,
-)
+from shared.errors import NeucodexError
+from shared.events.recording import Events
 
-Picture = bytes | str | os.PathLike[str] | Image.Image | NDArray[Any]
-"""An image file's content or path, a PIL image, or an array ``[C, H, W]`` or ``[T, C, H, W]``."""
-SERVICE = "/neucodex.v1.EdgeService/"
 R = TypeVar("R")
 
 
@@ -47,18 +35,15 @@ class Edge:
     Args:
         address: ``unix:PATH`` or ``host:port``, as the daemon's ``listen``.
         timeout_seconds: longest wait for an answer.
+
+    Raises:
+        ValueError: ``address`` is none.
     """
 
-    def __init__(self, address: str, *, timeout_seconds: float = 60.0) -> None:
-        self._address = address
+    def __init__(self, address: str = DEFAULT_LISTEN, *, timeout_seconds: float = 60.0) -> None:
+        self._address = exchange.channel_target(address)
         self._timeout_seconds = timeout_seconds
-        options = [
-            ("grpc.max_send_message_length", wire.MAX_INPUT_BYTES + (1 << 20)),
-            # A daemon that was restarted is found at once, not after gRPC's minutes.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = grpc.insecure_channel(address, options=exchange.CHANNEL_OPTIONS)
         self._classify: Any = self._channel.unary_unary(
             SERVICE + "Classify",
             request_serializer=pb.ClassifyRequest.SerializeToString,
@@ -94,7 +79,8 @@ class Edge:
         """Classify one input.
 
         Args:
-            picture: the input.
+            picture: the input: a picture of any size, as a file's content, its path or a PIL
+                image; or an array of the network's own shape.
             deadline_seconds: past it there is an error; 0 for the daemon's own.
 
         Raises:
@@ -106,50 +92,63 @@ class Edge:
             EngineError: the computation failed.
             OSError: ``picture`` is a path that cannot be read.
         """
-        request = pb.ClassifyRequest(
-            input=wire.input_to_proto(_data(picture)), deadline_seconds=deadline_seconds
-        )
-        return _answer(self._call(self._classify, request))
+        request = exchange.request_of(picture, deadline_seconds)
+        return exchange.answer_of(self._call(self._classify, request))
 
     def classify_stream(self, pictures: Iterable[Picture]) -> Iterator[Answer | NeucodexError]:
         """Classify inputs as they come; yield, in their order, an answer or an error for each.
 
         Raises:
             LinkLostError: the daemon is gone.
+            Exception: whatever ``pictures`` raised.
         """
-        parts = (
-            pb.ClassifyPart(whole=pb.ClassifyRequest(input=wire.input_to_proto(_data(picture))))
-            for picture in pictures
-        )
-        yield from self._stream(parts)
+        yield from self._stream(map(exchange.part_of, pictures))
 
     def classify_recording(self, frames: Iterable[NDArray[Any]]) -> Answer:
         """Classify one input while it is recorded: a frame ``[C, H, W]`` per timestep.
 
+        The answer comes as soon as it is certain enough; frames that come later are not used.
+
         Raises:
             NeucodexError: as :meth:`classify`.
+            Exception: whatever ``frames`` raised.
         """
-        replies = self._stream(_timesteps(frames))
-        answer = next(replies, None)
-        if answer is None:
-            raise InputError("expected at least one timestep, got none")
-        if isinstance(answer, NeucodexError):
-            raise answer
-        return answer
+        return exchange.one_of(next(self._stream(map(exchange.timestep_of, frames)), None))
+
+    def classify_events(self, events: Events | Iterable[Events]) -> Answer:
+        """Classify what an event camera saw.
+
+        Args:
+            events: a recording, whole, or in pieces as it is recorded, of any camera. Times count
+                from its start. How they become timesteps is the bundle's business.
+
+        Raises:
+            NeucodexError: as :meth:`classify`.
+            Exception: whatever ``events`` raised.
+        """
+        network = self.network()
+        if isinstance(events, Events):
+            return self.classify(network.frames(events))
+        return self.classify_recording(_frames(events, network))
 
     def status(self) -> dict[str, Any]:
         """Return what the daemon tells of itself; LinkLostError if it does not answer."""
-        reply = self._call(self._status, pb.StatusRequest())
-        values = {field.name: getattr(reply, field.name) for field in reply.DESCRIPTOR.fields}
-        return values | {"model_digest": reply.model_digest.hex()}
+        return exchange.status_of(self._call(self._status, pb.StatusRequest()))
 
-    def _stream(self, parts: Iterator[pb.ClassifyPart]) -> Iterator[Answer | NeucodexError]:
-        call = self._classify_stream(parts)
+    def network(self) -> Network:
+        """Return what the network reads and answers; LinkLostError if the daemon is gone."""
+        return exchange.network_of(self._call(self._status, pb.StatusRequest()))
+
+    def _stream(self, parts: Iterable[pb.ClassifyPart]) -> Iterator[Answer | NeucodexError]:
+        failed: list[Exception] = []
+        call = self._classify_stream(_watched(parts, failed))
         try:
             for reply in call:
-                yield _failed(reply.error) if reply.error else _answer(reply)
+                yield exchange.outcome_of(reply)
         except grpc.RpcError as error:
-            raise _error(error.code().name, f"{self._address}: {error.details()}") from error
+            if failed:
+                raise failed[0] from None
+            raise exchange.error_of(error, self._address) from error
         finally:
             call.cancel()
 
@@ -157,61 +156,25 @@ class Edge:
         try:
             return method(request, timeout=self._timeout_seconds)
         except grpc.RpcError as error:
-            # What grpc raises from a call is both a call and an error.
-            call: Any = error
-            raise _error(call.code().name, f"{self._address}: {call.details()}") from error
+            raise exchange.error_of(error, self._address) from error
 
 
-def _data(picture: Picture) -> bytes | NDArray[Any]:
-    if isinstance(picture, bytes | np.ndarray):
-        return picture
-    if isinstance(picture, Image.Image):
-        # Without loss, and at its own size: the daemon resizes as the network wants it.
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        return buffer.getvalue()
-    with open(picture, "rb") as file:
-        return file.read()
+def _watched(
+    parts: Iterable[pb.ClassifyPart], failed: list[Exception]
+) -> Iterator[pb.ClassifyPart]:
+    """Yield parts on a thread of gRPC's, and keep the caller's own exception for the caller."""
+    try:
+        yield from parts
+    except Exception as error:
+        failed.append(error)
+        raise
 
 
-def _timesteps(frames: Iterable[NDArray[Any]]) -> Iterator[pb.ClassifyPart]:
-    """Yield each frame when it comes; the end of the stream ends the recording."""
-    for frame in frames:
-        yield pb.ClassifyPart(timestep=pb.Timestep(frame=wire.array_to_proto(frame)))
-
-
-def _answer(reply: pb.ClassifyReply) -> Answer:
-    latency = {
-        field.name: getattr(reply.latency, field.name) for field in pb.Latency.DESCRIPTOR.fields
-    }
-    return Answer(
-        label=reply.label,
-        name=reply.name,
-        confidence=reply.confidence,
-        timesteps_used=reply.timesteps_used,
-        placement=pb.Placement.Name(reply.placement).lower(),
-        latency=Latency(**latency),
-        payload_bytes=reply.payload_bytes,
-    )
-
-
-def _failed(text: str) -> NeucodexError:
-    """Return the error that a reply of a stream carries as ``STATUS: message``."""
-    status, _, message = text.partition(": ")
-    return _error(status, message)
-
-
-def _error(status: str, message: str) -> NeucodexError:
-    match status:
-        case "INVALID_ARGUMENT":
-            return InputError(message)
-        case "RESOURCE_EXHAUSTED":
-            return QueueFullError(message)
-        case "DEADLINE_EXCEEDED":
-            return SampleError(SampleCode.DEADLINE, message)
-        case "FAILED_PRECONDITION":
-            return RefusedError(message)
-        case "UNAVAILABLE" | "CANCELLED":
-            return LinkLostError(message)
-        case _:
-            return EngineError(f"{status}: {message}")
+def _frames(pieces: Iterable[Events], network: Network) -> Iterator[NDArray[Any]]:
+    """Yield each frame when it is complete."""
+    framer = network.framer()
+    for piece in pieces:
+        yield from exchange.as_frames(framer.push(network.resized(piece)))
+        if framer.complete:
+            return
+    yield from exchange.as_frames(framer.end())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edge_agent.policy import Fixed, Goal, Objective
+from edge_agent.source_config import AnySource, check_names
 from shared import config as settings
 from shared.addresses import is_local
 from shared.codec.codecs import NAMES
@@ -23,17 +24,6 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Alpha = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Address = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Inputs that the daemon classifies by itself."""
-
-    kind: Literal["folder", "array"]
-    """``folder``: image files, sorted by name; ``array``: a .npy or .npz file."""
-    path: Annotated[str, msgspec.Meta(min_length=1)]
-    """The folder or file."""
-    results: str = "-"
-    """Where results go as JSON lines: a file, which is added to, or ``-`` for standard output."""
 
 
 class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,7 +123,7 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``otel``."""
     energy: EnergyConfig = EnergyConfig()
     """What is measured of the power drawn here, and how the energy model reckons."""
-    source: SourceConfig | None = None
+    sources: tuple[AnySource, ...] = ()
     """Inputs that the daemon classifies by itself."""
 
     def __post_init__(self) -> None:
@@ -142,6 +132,7 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             self.credentials.check(self.cloud, insecure=self.insecure)
         _check_steps(self)
         _check_policy(self)
+        check_names(self.sources)
         if self.alpha is not None and self.loss_budget is not None:
             raise ValueError("loss_budget: expected only one of alpha and loss_budget, got both")
         if self.network == "whole" and self.placement != "edge_only":
@@ -231,4 +222,4 @@ def _check_policy(config: EdgeConfig) -> None:
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> EdgeConfig:
     """Read a configuration; see :func:`shared.config.load`."""
-    return settings.load(EdgeConfig, path, flags, {"source": SourceConfig, "energy": EnergyConfig})
+    return settings.load(EdgeConfig, path, flags, {"energy": EnergyConfig})

@@ -20,8 +20,7 @@ from edge_agent.config import EdgeConfig
 from edge_agent.energy_watch import EnergyWatch
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
-from edge_agent.sources import open_source
-from edge_agent.sources.classify import classify_items, open_results
+from edge_agent.sources import Sources
 from edge_agent.switch import Switch
 from shared.energy import stretches
 from shared.energy.operations import load_model
@@ -91,8 +90,9 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     path = Path(config.bundle)
     registry = CollectorRegistry()
     energy = load_model(config.energy)
-    metrics = EdgeMetrics(registry, model=Bundle(path).manifest.name, energy=energy)
-    items = None if config.source is None else open_source(config.source)
+    manifest = Bundle(path).manifest
+    metrics = EdgeMetrics(registry, model=manifest.name, energy=energy)
+    sources = Sources(config.sources, manifest, metrics)
     tracing = open_tracing("neucodex-edge", config.trace_ratio) if config.trace_ratio else None
     is_remote = config.placement != "edge_only"
     wire_bytes = count_wire(config, metrics) if is_remote else None
@@ -127,10 +127,8 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         stack.push_async_callback(server.close)
         await server.start()
         keeper = loops.start()
-        if config.source is not None and items is not None:
-            results = stack.enter_context(open_results(config.source.results))
-            reading = asyncio.create_task(classify_items(loops, items, results, metrics))
-            stack.push_async_callback(asyncio.wait, {reading})
+        sources.start(loops)
+        stack.push_async_callback(sources.close)
         # Unwound first: the loops answer what they hold, then the source and callers get it.
         stack.push_async_callback(loops.close)
         yield Daemon(loops, keeper, server.address, metrics_address)

@@ -14,7 +14,7 @@ from edge_agent.answers import Latency
 from shared.errors import InputError
 from shared.metrics import EdgeMetrics, EdgeStage
 from shared.model.bundle import Preprocessing
-from shared.model.preprocessing import decode_image, prepare
+from shared.model.preprocessing import read_input
 from shared.model.spec import NetworkSpec
 from shared.worker import Worker
 
@@ -124,12 +124,11 @@ class Reader:
 
     def _read(self, data: Data, one_frame: bool) -> Array:
         spec = self._frame_spec if one_frame else self.spec
-        array = decode_image(data, spec.input_shape) if isinstance(data, bytes) else data
-        if one_frame and array.ndim != len(spec.input_shape):
+        if one_frame and not isinstance(data, bytes) and data.ndim != len(spec.input_shape):
             raise InputError(
-                f"expected a timestep {list(spec.input_shape)}, got {list(array.shape)}"
+                f"expected a timestep {list(spec.input_shape)}, got {list(data.shape)}"
             )
-        return prepare(array, spec, self._preprocessing)
+        return read_input(data, spec, self._preprocessing)
 
 
 class Frames:

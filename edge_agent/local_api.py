@@ -19,7 +19,9 @@ from protos import edge_service_pb2 as pb
 from protos.edge_service_pb2_grpc import EdgeServiceServicer, add_EdgeServiceServicer_to_server
 from shared import rpc, wire
 from shared.errors import InputError, NeucodexError
+from shared.events.framing import ByTime
 from shared.metrics import EdgeMetrics, Placement, RpcMetrics
+from shared.model.bundle import Manifest
 from shared.model.spec import NetworkSpec
 from shared.sockets import UNIX, private_socket
 
@@ -98,6 +100,7 @@ class LocalApi(EdgeServiceServicer):
             placement=loop.placement.value,
             answered=loops.answered,
             queue_depth=loops.queue_depth,
+            network=_network(manifest),
         )
 
     async def _put_whole(self, request: pb.ClassifyRequest) -> asyncio.Future[Answer]:
@@ -197,6 +200,20 @@ def _reply(answer: Answer) -> pb.ClassifyReply:
         latency=pb.Latency(**asdict(answer.latency)),
         payload_bytes=answer.payload_bytes,
     )
+
+
+def _network(manifest: Manifest) -> pb.Network:
+    spec, framing = manifest.spec, manifest.preprocessing.framing
+    network = pb.Network(
+        input_shape=spec.input_shape,
+        events=spec.input_kind == "events",
+        timesteps=spec.timesteps,
+        labels=manifest.labels,
+    )
+    if framing is not None:
+        network.framed_by = "time" if isinstance(framing, ByTime) else "count"
+        network.window = framing.window or 0
+    return network
 
 
 def status_of(error: NeucodexError) -> grpc.StatusCode:

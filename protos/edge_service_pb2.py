@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from protos import co_inference_pb2 as protos_dot_co__inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/edge_service.proto\x12\x0bneucodex.v1\x1a\x19protos/co_inference.proto\"T\n\x0f\x43lassifyRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.neucodex.v1.SampleInput\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x02\"p\n\x0c\x43lassifyPart\x12-\n\x05whole\x18\x01 \x01(\x0b\x32\x1c.neucodex.v1.ClassifyRequestH\x00\x12)\n\x08timestep\x18\x02 \x01(\x0b\x32\x15.neucodex.v1.TimestepH\x00\x42\x06\n\x04kind\";\n\x08Timestep\x12!\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x12.neucodex.v1.Array\x12\x0c\n\x04last\x18\x02 \x01(\x08\"\xc5\x01\n\x07Latency\x12\x15\n\rtotal_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x15\n\rinput_seconds\x18\x03 \x01(\x01\x12\x14\n\x0chead_seconds\x18\x04 \x01(\x01\x12\x15\n\rcodec_seconds\x18\x05 \x01(\x01\x12\x19\n\x11transport_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fservice_seconds\x18\x07 \x01(\x01\x12\x14\n\x0ctail_seconds\x18\x08 \x01(\x01\"\xd0\x01\n\rClassifyReply\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\x12\x16\n\x0etimesteps_used\x18\x04 \x01(\r\x12)\n\tplacement\x18\x05 \x01(\x0e\x32\x16.neucodex.v1.Placement\x12%\n\x07latency\x18\x06 \x01(\x0b\x32\x14.neucodex.v1.Latency\x12\x15\n\rpayload_bytes\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"\x0f\n\rStatusRequest\"\x9f\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\r\n\x05\x63loud\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x11\n\tplacement\x18\x06 \x01(\t\x12\x10\n\x08\x61nswered\x18\x07 \x01(\x04\x12\x13\n\x0bqueue_depth\x18\x08 \x01(\r*e\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43O_INFERENCE\x10\x01\x12\r\n\tEDGE_ONLY\x10\x02\x12\x0e\n\nCLOUD_ONLY\x10\x03\x12\x0c\n\x08\x46\x41LLBACK\x10\x04\x32\xe0\x01\n\x0b\x45\x64geService\x12\x44\n\x08\x43lassify\x12\x1c.neucodex.v1.ClassifyRequest\x1a\x1a.neucodex.v1.ClassifyReply\x12K\n\x0e\x43lassifyStream\x12\x19.neucodex.v1.ClassifyPart\x1a\x1a.neucodex.v1.ClassifyReply(\x01\x30\x01\x12>\n\x06Status\x12\x1a.neucodex.v1.StatusRequest\x1a\x18.neucodex.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/edge_service.proto\x12\x0bneucodex.v1\x1a\x19protos/co_inference.proto\"T\n\x0f\x43lassifyRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.neucodex.v1.SampleInput\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x02\"p\n\x0c\x43lassifyPart\x12-\n\x05whole\x18\x01 \x01(\x0b\x32\x1c.neucodex.v1.ClassifyRequestH\x00\x12)\n\x08timestep\x18\x02 \x01(\x0b\x32\x15.neucodex.v1.TimestepH\x00\x42\x06\n\x04kind\";\n\x08Timestep\x12!\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x12.neucodex.v1.Array\x12\x0c\n\x04last\x18\x02 \x01(\x08\"\xc5\x01\n\x07Latency\x12\x15\n\rtotal_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x15\n\rinput_seconds\x18\x03 \x01(\x01\x12\x14\n\x0chead_seconds\x18\x04 \x01(\x01\x12\x15\n\rcodec_seconds\x18\x05 \x01(\x01\x12\x19\n\x11transport_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fservice_seconds\x18\x07 \x01(\x01\x12\x14\n\x0ctail_seconds\x18\x08 \x01(\x01\"\xd0\x01\n\rClassifyReply\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\x12\x16\n\x0etimesteps_used\x18\x04 \x01(\r\x12)\n\tplacement\x18\x05 \x01(\x0e\x32\x16.neucodex.v1.Placement\x12%\n\x07latency\x18\x06 \x01(\x0b\x32\x14.neucodex.v1.Latency\x12\x15\n\rpayload_bytes\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"\x0f\n\rStatusRequest\"\xc6\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\r\n\x05\x63loud\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x11\n\tplacement\x18\x06 \x01(\t\x12\x10\n\x08\x61nswered\x18\x07 \x01(\x04\x12\x13\n\x0bqueue_depth\x18\x08 \x01(\r\x12%\n\x07network\x18\x10 \x01(\x0b\x32\x14.neucodex.v1.Network\"t\n\x07Network\x12\x13\n\x0binput_shape\x18\x01 \x03(\r\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x08\x12\x11\n\ttimesteps\x18\x03 \x01(\r\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x11\n\tframed_by\x18\x05 \x01(\t\x12\x0e\n\x06window\x18\x06 \x01(\x04*e\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43O_INFERENCE\x10\x01\x12\r\n\tEDGE_ONLY\x10\x02\x12\x0e\n\nCLOUD_ONLY\x10\x03\x12\x0c\n\x08\x46\x41LLBACK\x10\x04\x32\xe0\x01\n\x0b\x45\x64geService\x12\x44\n\x08\x43lassify\x12\x1c.neucodex.v1.ClassifyRequest\x1a\x1a.neucodex.v1.ClassifyReply\x12K\n\x0e\x43lassifyStream\x12\x19.neucodex.v1.ClassifyPart\x1a\x1a.neucodex.v1.ClassifyReply(\x01\x30\x01\x12>\n\x06Status\x12\x1a.neucodex.v1.StatusRequest\x1a\x18.neucodex.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.edge_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLACEMENT']._serialized_start=920
-  _globals['_PLACEMENT']._serialized_end=1021
+  _globals['_PLACEMENT']._serialized_start=1077
+  _globals['_PLACEMENT']._serialized_end=1178
   _globals['_CLASSIFYREQUEST']._serialized_start=69
   _globals['_CLASSIFYREQUEST']._serialized_end=153
   _globals['_CLASSIFYPART']._serialized_start=155
@@ -47,7 +47,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=741
   _globals['_STATUSREQUEST']._serialized_end=756
   _globals['_STATUSREPLY']._serialized_start=759
-  _globals['_STATUSREPLY']._serialized_end=918
-  _globals['_EDGESERVICE']._serialized_start=1024
-  _globals['_EDGESERVICE']._serialized_end=1248
+  _globals['_STATUSREPLY']._serialized_end=957
+  _globals['_NETWORK']._serialized_start=959
+  _globals['_NETWORK']._serialized_end=1075
+  _globals['_EDGESERVICE']._serialized_start=1181
+  _globals['_EDGESERVICE']._serialized_end=1405
 # @@protoc_insertion_point(module_scope)

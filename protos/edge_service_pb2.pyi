@@ -1,8 +1,9 @@
 from protos import co_inference_pb2 as _co_inference_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -89,7 +90,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "model", "model_digest", "cloud", "connected", "placement", "answered", "queue_depth")
+    __slots__ = ("version", "model", "model_digest", "cloud", "connected", "placement", "answered", "queue_depth", "network")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +99,7 @@ class StatusReply(_message.Message):
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     model_digest: bytes
@@ -106,4 +108,21 @@ class StatusReply(_message.Message):
     placement: str
     answered: int
     queue_depth: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., cloud: _Optional[str] = ..., connected: _Optional[bool] = ..., placement: _Optional[str] = ..., answered: _Optional[int] = ..., queue_depth: _Optional[int] = ...) -> None: ...
+    network: Network
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., cloud: _Optional[str] = ..., connected: _Optional[bool] = ..., placement: _Optional[str] = ..., answered: _Optional[int] = ..., queue_depth: _Optional[int] = ..., network: _Optional[_Union[Network, _Mapping]] = ...) -> None: ...
+
+class Network(_message.Message):
+    __slots__ = ("input_shape", "events", "timesteps", "labels", "framed_by", "window")
+    INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TIMESTEPS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    FRAMED_BY_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    input_shape: _containers.RepeatedScalarFieldContainer[int]
+    events: bool
+    timesteps: int
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    framed_by: str
+    window: int
+    def __init__(self, input_shape: _Optional[_Iterable[int]] = ..., events: _Optional[bool] = ..., timesteps: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., framed_by: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...

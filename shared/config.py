@@ -78,13 +78,16 @@ def _explain(
     complaint: str, values: Mapping[str, Any], origin: str, given: Mapping[str, Any]
 ) -> str:
     """Turn msgspec's "Expected ... - at `$.a.b`" into "origin: a.b: expected ..., got ..."."""
-    found = re.fullmatch(r"(?P<what>.*) - at `\$\.(?P<key>[\w.]+).*`", complaint, re.DOTALL)
+    found = re.fullmatch(r"(?P<what>.*) - at `\$\.(?P<key>[\w.\[\]]+).*`", complaint, re.DOTALL)
     if found is None:
         return f"{origin}: {complaint}"
     came: Any = values
-    names = found["key"].split(".")
+    names = re.findall(r"\w+", found["key"])
     for name in names:
-        came = came.get(name) if isinstance(came, Mapping) else came
+        if isinstance(came, Mapping):
+            came = came.get(name)
+        elif isinstance(came, list):
+            came = came[int(name)]
     what, source = found["what"], "flag" if names[0] in given else origin
     return f"{source}: {found['key']}: {what[0].lower()}{what[1:]}, got {came!r}"
 

@@ -209,6 +209,38 @@ class DropReason(StrEnum):
     SHUTDOWN = "shutdown"
 
 
+class SourceOutcome(StrEnum):
+    """What became of an input of a source."""
+
+    ANSWERED = "answered"
+    INVALID = "invalid"
+    """It could not be read."""
+    FAILED = "failed"
+    """It has no answer."""
+    DROPPED = "dropped"
+    """It made room, or found none."""
+
+
+class PacketFault(StrEnum):
+    """Why a packet of a live event stream was not used."""
+
+    LOST = "lost"
+    """It never came."""
+    LATE = "late"
+    """It came after later ones, or twice."""
+    INVALID = "invalid"
+
+
+class ResultOutcome(StrEnum):
+    """What became of a result of a source."""
+
+    DELIVERED = "delivered"
+    RETRIED = "retried"
+    """Delivering it failed, and was tried again."""
+    DROPPED = "dropped"
+    """It could not be delivered, or too many waited."""
+
+
 class ConnectionState(StrEnum):
     """State of the edge's link to the cloud."""
 
@@ -643,6 +675,27 @@ EDGE_FAMILIES: Mapping[str, Family] = {
         Gauge, "Window in use; it has no effect in mode exit.", _MODEL
     ),
     "edge_setting_packet_timesteps": Family(Gauge, "Most timesteps in one packet.", _MODEL),
+    "edge_source_inputs_total": Family(
+        Counter,
+        "Inputs of a configured source, by what became of them.",
+        {"source": _NAMES, "outcome": SourceOutcome},
+    ),
+    "edge_source_age_seconds": Family(
+        Histogram,
+        "From an input's arrival at its source (of events: from its first packet) to its result.",
+        {"source": _NAMES},
+        INFERENCE_BUCKETS_SECONDS,
+    ),
+    "edge_source_packet_faults_total": Family(
+        Counter,
+        "Packets of a live event stream that were not used.",
+        {"source": _NAMES, "reason": PacketFault},
+    ),
+    "edge_results_total": Family(
+        Counter,
+        "Results of a configured source, by what became of them.",
+        {"source": _NAMES, "outcome": ResultOutcome},
+    ),
     "edge_setting_changes_total": Family(Counter, "Changes of the setting by the policy.", _MODEL),
 }
 
@@ -841,8 +894,10 @@ class _Families:
     def start(self, model: str) -> None:
         """Show the counters of a model that have few label values, with value 0."""
         for name, family in self._table.items():
+            named = {label for label, allowed in family.labels.items() if not allowed}
             choices = [allowed or (model,) for allowed in family.labels.values()]
-            if family.kind is Counter and math.prod(map(len, choices)) <= MAX_SHOWN:
+            few = named <= set(_MODEL) and math.prod(map(len, choices)) <= MAX_SHOWN
+            if family.kind is Counter and few:
                 for labels in itertools.product(*choices):
                     self.count(name, *labels, amount=0)
 
@@ -1310,6 +1365,29 @@ class EdgeMetrics(_SideMetrics):
             families.gauge("edge_setting_mode", model, each).set(each == mode)
         families.gauge("edge_setting_window_timesteps", model).set(window)
         families.gauge("edge_setting_packet_timesteps", model).set(steps_per_packet)
+
+    def start_source(self, source: str) -> None:
+        """Show a source's counters, with value 0."""
+        for input_outcome in SourceOutcome:
+            self._families.count("edge_source_inputs_total", source, input_outcome, amount=0)
+        for result_outcome in ResultOutcome:
+            self._families.count("edge_results_total", source, result_outcome, amount=0)
+
+    def source_input(self, source: str, outcome: SourceOutcome) -> None:
+        """Something became of an input of a source."""
+        self._families.count("edge_source_inputs_total", source, outcome)
+
+    def source_age(self, source: str, seconds: float) -> None:
+        """The result of an input was there so long after the input."""
+        self._families.observe("edge_source_age_seconds", source, value=seconds)
+
+    def source_packets(self, source: str, fault: PacketFault, packets: int) -> None:
+        """So many packets of a live event stream were not used."""
+        self._families.count("edge_source_packet_faults_total", source, fault, amount=packets)
+
+    def source_result(self, source: str, outcome: ResultOutcome) -> None:
+        """Something became of a result of a source."""
+        self._families.count("edge_results_total", source, outcome)
 
     def setting_changed(self) -> None:
         """The policy has chosen another setting."""

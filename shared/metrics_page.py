@@ -75,8 +75,9 @@ def page() -> str:
         ),
         "## Values of labels",
         f"Any other value shows as `{OTHER}`. `model` is the name of a bundle, `peer` that of the "
-        f"other side in the configuration; at most {MAX_NAMES} of them are told apart. Of gRPC "
-        "only methods that exist are told, with the status names that go-grpc-prometheus uses.",
+        f"other side in the configuration, `source` that of an input there; at most {MAX_NAMES} of "
+        "them are told apart. Of gRPC only methods that exist are told, with the status names that "
+        "go-grpc-prometheus uses.",
         "\n".join(_label_lines()),
     ]
     return "\n\n".join(parts) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 
@@ -31,6 +32,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from training.untrained import make_untrained_bundle
 
     return make_untrained_bundle(tmp_path_factory.mktemp("bundles") / "tiny", TINY_SPEC)
+
+
+@pytest.fixture(scope="session")
+def event_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same for event frames of 16x16, of 50 ms each."""
+    from training.untrained import make_untrained_bundle
+
+    spec = msgspec.structs.replace(TINY_SPEC, input_shape=(2, 16, 16), input_kind="events")
+    return make_untrained_bundle(tmp_path_factory.mktemp("bundles") / "events", spec, samples=32)
 
 
 class Certificates:

@@ -14,14 +14,24 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 
+from shared.engine.torch_engine import load_network
 from shared.errors import BundleError, ConfigError, NeucodexError
 from shared.model.bundle import MANIFEST, Bundle
 from training.calibrate import LabelledFrames, budget_alphas, split_held_out
 from training.evaluate import Evaluation, evaluate, load_evaluation, to_json
 from training.export import ExportOptions, export_run, quantise, recalibrate
 from training.fit import CHECKPOINT, FitOptions, fit
-from training.import_net import compare, import_network, save_backbone
+from training.import_net import Imported, adopt, compare, import_network, save_backbone
 from training.loss_budget import DELTA
+from training.nir_graphs import (
+    DEFAULT_TIMESTEP_SECONDS,
+    Reset,
+    head_graph,
+    network_of,
+    read_graph,
+    summary,
+    write_graph,
+)
 from training.progress import shown_on
 from training.quantise import MOST_LOST_POINTS
 from training.recipe import RECIPE, Recipe, load_recipe
@@ -74,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import_net(
         commands.add_parser("import-net", help="take a snnTorch network over and train a recipe")
     )
+    _add_nir(commands.add_parser("nir", help="exchange networks with neuromorphic frameworks"))
     _add_calibrate(commands.add_parser("calibrate", help="alphas for loss budgets of your own"))
     _add_export(commands.add_parser("export", help="write a run's bundle again"))
     _add_recalibrate(
@@ -123,6 +134,43 @@ def _add_import_net(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its weights: safetensors, or a PyTorch checkpoint with a state dict",
     )
+    _add_template(parser)
+    _add_training(parser)
+
+
+def _add_nir(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Read and write NIR, the exchange format of neuromorphic frameworks."
+    commands = parser.add_subparsers(required=True, metavar="export|import")
+    export = commands.add_parser("export", help="write the head of a bundle as a NIR graph")
+    export.set_defaults(command=_nir_export)
+    export.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
+    export.add_argument("file", type=Path, metavar="FILE", help="NIR file to write")
+    export.add_argument(
+        "--timestep-seconds",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="dt of the file's time constants (default: the bundle's window, else 0.001)",
+    )
+    take = commands.add_parser("import", help="take a NIR chain over and train a recipe")
+    take.set_defaults(command=_nir_import)
+    take.add_argument("file", type=Path, metavar="FILE", help="NIR file")
+    take.add_argument(
+        "--timestep-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="dt, where neurons leak and the file does not say",
+    )
+    take.add_argument(
+        "--reset",
+        choices=get_args(Reset),
+        help="what firing does, where the file does not say (default: zero, as NIR has it)",
+    )
+    _add_template(take)
+    _add_training(take)
+
+
+def _add_template(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", type=Path, required=True, help="recipe file (TOML) without network.backbone"
     )
@@ -130,9 +178,8 @@ def _add_import_net(parser: argparse.ArgumentParser) -> None:
         "--readout",
         choices=get_args(Readout),
         default="spikes",
-        help="what counts as logits of a network that ends in a Leaky (default: spikes)",
+        help="what counts as logits of a network that ends in neurons (default: spikes)",
     )
-    _add_training(parser)
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -300,17 +347,40 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _import_net(arguments: argparse.Namespace) -> int:
-    run: Path = arguments.out
-    if (run / CHECKPOINT).exists():
-        raise ConfigError(f"expected no training run at {run}, found one; fit --resume goes on")
     imported = import_network(
         arguments.network, arguments.weights, arguments.recipe, arguments.readout
     )
+    return _train_imported(imported, arguments.network, arguments)
+
+
+def _nir_import(arguments: argparse.Namespace) -> int:
+    network = network_of(read_graph(arguments.file), arguments.reset, arguments.timestep_seconds)
+    place = str(arguments.file)
+    imported = adopt(network, place, arguments.recipe, arguments.readout)
+    return _train_imported(imported, place, arguments)
+
+
+def _nir_export(arguments: argparse.Namespace) -> int:
+    bundle = Bundle(arguments.bundle)
+    framing = bundle.manifest.preprocessing.framing
+    window = getattr(framing, "window_microseconds", None)
+    seconds = arguments.timestep_seconds or (window / 1e6 if window else DEFAULT_TIMESTEP_SECONDS)
+    graph = head_graph(load_network(bundle).head(), bundle.spec.input_shape, seconds)
+    write_graph(graph, arguments.file)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in summary(graph).items())
+    log.info("%s: %s, timestep %g s", arguments.file, kinds, seconds)
+    return 0
+
+
+def _train_imported(imported: Imported, place: str, arguments: argparse.Namespace) -> int:
+    run: Path = arguments.out
+    if (run / CHECKPOINT).exists():
+        raise ConfigError(f"expected no training run at {run}, found one; fit --resume goes on")
     data = load_training(imported.recipe, arguments.data, arguments.cache or run / CACHE)
     comparison = compare(imported, data.held_out, data.preprocessing)
     log.info(
         "%s gives the same logits on %d held-out samples: accuracy %.2f %%, firing rate %.3f at %s",
-        arguments.network,
+        place,
         comparison.samples,
         100 * comparison.accuracy,
         comparison.firing_rate,

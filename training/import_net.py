@@ -139,6 +139,23 @@ def import_network(place: str, weights: Path, template: Path, readout: Readout) 
     Raises:
         ConfigError: one of them cannot be used, or there is no such split point.
     """
+    original = load_network(place)
+    load_weights(original, weights)
+    return adopt(original, place, template, readout)
+
+
+def adopt(original: nn.Module, place: str, template: Path, readout: Readout) -> Imported:
+    """Take a network over that is already in memory, with its weights.
+
+    Args:
+        original: see :func:`training.snntorch_network.named_stages`.
+        place: where it came from.
+        template: see :func:`import_network`.
+        readout: see :func:`import_network`.
+
+    Raises:
+        ConfigError: as :func:`import_network`.
+    """
     content = read_recipe(template)
     try:
         wanted = msgspec.toml.decode(content, type=_Template)
@@ -146,8 +163,6 @@ def import_network(place: str, weights: Path, template: Path, readout: Readout) 
         raise ConfigError(f"{template}: {error}") from error
     if wanted.network.backbone is not None:
         raise ConfigError(f"{template}: expected no network.backbone, which is imported")
-    original = load_network(place)
-    load_weights(original, weights)
     spec = wanted.network
     description, backbone = convert(original, spec.input_shape, spec.classes, readout)
     text = content.rstrip() + f"\n\n# The layers of {place}.\n{backbone_toml(description)}".encode()

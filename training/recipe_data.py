@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ConfigError
 from shared.model.bundle import Preprocessing
 from training.data.labelled import LabelledData
-from training.data.sets import IN_RANDOM_ORDER, load
+from training.data.sets import DEFAULT_FRAMING, IN_RANDOM_ORDER, load
 from training.recipe import Recipe
 
 CIFAR10 = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
@@ -52,6 +53,9 @@ def load_training(recipe: Recipe, folder: Path, cache: Path | None = None) -> Tr
         )
     usual = CIFAR10 if recipe.data.name == "cifar10" else None
     preprocessing = recipe.preprocessing or usual or normalisation(data)
+    if data.kind == "events":
+        framing = recipe.data.options.framing or DEFAULT_FRAMING
+        preprocessing = msgspec.structs.replace(preprocessing, framing=framing)
     if recipe.data.name not in IN_RANDOM_ORDER:
         data = data.shuffled(recipe.seed)
     cut = len(data) - recipe.holdout

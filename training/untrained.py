@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared.events.framing import ByTime
 from shared.model.backbones import Chain, Classifier
 from shared.model.bundle import Bundle, Preprocessing
 from shared.model.folding import fold, folded_network
@@ -34,6 +35,8 @@ from training.calibrate import (
 from training.card import calibration_section
 from training.export import Description, Measured, measure, stored_weights, write_bundle
 
+EVENT_WINDOW_MICROSECONDS = 50_000
+"""Length of a timestep of networks that read events."""
 LOGIT_SPREAD = 2.0
 """Standard deviation the final mean logits are scaled to."""
 
@@ -101,9 +104,11 @@ def measure_to_medians(bundle: Bundle, data: LabelledFrames) -> Measured:
 
 def neutral_preprocessing(spec: NetworkSpec) -> Preprocessing:
     """Return a normalisation that centres pixels, or that leaves event counts as they are."""
-    mean, std = (0.5, 0.25) if spec.input_kind == "static" else (0.0, 1 / 255)
     channels = spec.input_shape[0]
-    return Preprocessing(mean=(mean,) * channels, std=(std,) * channels)
+    if spec.input_kind == "static":
+        return Preprocessing(mean=(0.5,) * channels, std=(0.25,) * channels)
+    framing = ByTime(timesteps=spec.timesteps, window_microseconds=EVENT_WINDOW_MICROSECONDS)
+    return Preprocessing(mean=(0.0,) * channels, std=(1 / 255,) * channels, framing=framing)
 
 
 def random_network(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_agent.inputs import Array
+from edge_agent.inputs import Array, Recording
 from edge_agent.sources.array import read_array
 from edge_agent.sources.base import Item
 from edge_agent.sources.folder import read_folder
@@ -56,7 +56,13 @@ def _array(item: Item, manifest: Manifest) -> Array:
     try:
         if isinstance(data, InputError):
             raise data
-        array = decode_image(data, spec.input_shape) if isinstance(data, bytes) else data
+        if isinstance(data, Recording):
+            raise InputError("expected a whole input, got one that is being recorded")
+        array = (
+            decode_image(data, spec.input_shape, manifest.preprocessing.fit)
+            if isinstance(data, bytes)
+            else data
+        )
         prepare(array, spec, manifest.preprocessing)
     except InputError as error:
         raise ConfigError(f"{item.name}: {error}") from error

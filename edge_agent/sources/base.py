@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from dataclasses import dataclass, field
+from threading import Event
 
-from edge_agent.inputs import Data
+from edge_agent.inputs import Array, Recording
 from shared.errors import InputError
+from shared.events.framing import Framing
+from shared.model.bundle import Manifest
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Item:
     """One input and the name by which its result is told."""
 
     name: str
-    data: Data | InputError
-    """The input, or why it cannot be read."""
+    data: bytes | Array | Recording | InputError
+    """The input, whole or still being recorded, or why it cannot be read."""
+    arrived: float = field(default_factory=time.perf_counter)
+    """When, by ``time.perf_counter()``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What sources must know of the daemon."""
+
+    manifest: Manifest
+    """Of the network that will see the inputs."""
+    stop: Event
+    """Set when the daemon ends: sources that wait wait for this."""
+
+    def framing(self, own: Framing | None, key: str) -> Framing:
+        """Return how events become timesteps; ValueError where nobody says, or two do."""
+        spec, told = self.manifest.spec, self.manifest.preprocessing.framing
+        if spec.input_kind != "events":
+            raise ValueError(
+                f"{key}: expected a network that reads events, this one reads pictures"
+            )
+        if told is not None and own is not None:
+            raise ValueError(f"{key}.framing: expected none, the bundle says how: {told}")
+        framing = told or own
+        if framing is None or framing.timesteps != spec.timesteps:
+            raise ValueError(
+                f"{key}.framing: expected one into {spec.timesteps} timesteps, got {framing}"
+            )
+        return framing

@@ -34,6 +34,7 @@ import msgspec
 from shared.codec.codecs import CODECS, Codec, codecs_with
 from shared.codec.context_model import load_tables
 from shared.errors import BundleError, CodecError
+from shared.events.framing import Framing
 from shared.model.spec import NetworkSpec
 
 PartName = Literal["head", "tail", "whole"]
@@ -61,11 +62,22 @@ Dims = Annotated[
 ]
 
 
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a picture becomes a network input: resize, then ``(pixel / 255 - mean) / std``."""
+class Preprocessing(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """How what a sensor gives becomes a network input.
+
+    A picture is resized, or events are counted into frames; then ``(value / 255 - mean) / std``.
+    Keys that are absent are not written, so that they do not change a bundle's digest.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How a picture takes the network's size: both sides as they need be, or, after its middle has
+    been cut out in the network's proportions."""
+    framing: Framing | None = None
+    """Of events: how a recording was cut into timesteps; absent where nobody said."""
 
     def check_channels(self, channels: int) -> None:
         """Check that there are a mean and a deviation per channel; ValueError if not."""
@@ -111,6 +123,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         spec = self.spec
         self.preprocessing.check_channels(spec.input_shape[0])
+        framing = self.preprocessing.framing
+        if framing is not None and (
+            spec.input_kind != "events" or framing.timesteps != spec.timesteps
+        ):
+            raise ValueError(
+                f"expected a framing into {spec.timesteps} timesteps of a network for events, got "
+                f"{framing.timesteps} of one for {spec.input_kind}"
+            )
         if len(self.labels) != spec.classes:
             raise ValueError(f"expected {spec.classes} labels, got {len(self.labels)}")
         borders: dict[PartName, tuple[Dims, Dims]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shared.errors import InputError
 from shared.model.bundle import Preprocessing
@@ -20,16 +20,23 @@ MAX_PIXELS = 50_000_000
 MODES = {1: "L", 3: "RGB"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")
 """The decoders a stranger's bytes may reach; some of Pillow's others start programs."""
+Fit = Literal["stretch", "crop"]
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error)
 """What those decoders raise for a truncated or damaged file."""
 
 
-def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, input_shape: tuple[int, int, int], fit: Fit = "stretch"
+) -> NDArray[np.uint8]:
     """Decode a picture file of :data:`FORMATS` and resize it (bilinear) to the network's input.
+
+    It is turned upright where the file says how (EXIF), and laid on white where it is transparent;
+    16-bit grey keeps its upper 8 bits.
 
     Args:
         data: the file's content.
         input_shape: ``[C, H, W]``; C = 1 asks for grey, 3 for RGB.
+        fit: as in :class:`shared.model.bundle.Preprocessing`.
 
     Returns:
         uint8, ``[C, H, W]``.
@@ -38,22 +45,44 @@ def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.u
         InputError: not a picture, damaged, more than :data:`MAX_PIXELS`, or a network that does
             not read pictures.
     """
+    return fit_picture(_open(data, _mode(input_shape)), input_shape, fit)
+
+
+def fit_picture(
+    picture: Image.Image, input_shape: tuple[int, int, int], fit: Fit = "stretch"
+) -> NDArray[np.uint8]:
+    """Give a picture the network's size and colours; see :func:`decode_image`."""
     channels, height, width = input_shape
+    picture = picture.convert(_mode(input_shape))
+    if picture.size != (width, height):
+        if fit == "crop":
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+        else:
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    array = np.asarray(picture, np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _mode(input_shape: tuple[int, int, int]) -> str:
+    channels = input_shape[0]
     if channels not in MODES:
         raise InputError(
             f"expected an array: this network reads {channels} channels, a picture has 1 or 3"
         )
+    return MODES[channels]
+
+
+def _open(data: bytes, mode: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Pillow only warns of a picture above its own, larger limit; ours is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow only warns of a picture above its own, larger limit, and of odd EXIF.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = image.width * image.height
-                if pixels > MAX_PIXELS:
+                if image.width * image.height > MAX_PIXELS:
                     raise InputError(
                         f"expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}"
                     )
-                picture = image.convert(MODES[channels])
+                return _upright(image, mode)
     except UnidentifiedImageError as error:
         raise InputError(
             f"expected an image file ({', '.join(FORMATS)}), got {len(data)} bytes of no such kind"
@@ -62,10 +91,46 @@ def decode_image(data: bytes, input_shape: tuple[int, int, int]) -> NDArray[np.u
         raise InputError(f"expected at most {MAX_PIXELS} pixels: {error}") from error
     except DAMAGE as error:
         raise InputError(f"expected a whole image file, got a damaged one: {error}") from error
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    array = np.asarray(picture, np.uint8).reshape(height, width, channels)
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image, mode: str) -> Image.Image:
+    """Return the picture's pixels in grey (L) or RGB, as a viewer shows them."""
+    image.load()
+    upright = _exif_transposed(image)
+    if upright.mode.startswith("I;16") or upright.mode == "I":
+        upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        shown = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    return upright.convert(mode)
+
+
+def _exif_transposed(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except DAMAGE:
+        return image  # The pixels are whole; only what the file says beside them is not.
+
+
+def read_input(
+    value: bytes | NDArray[Any], spec: NetworkSpec, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Turn an image file's content, or a caller's array, into the network's input.
+
+    Args:
+        value: see :func:`decode_image` and :func:`prepare`.
+        spec: the network.
+        preprocessing: its own.
+
+    Returns:
+        float32, ``[C, H, W]`` or ``[T, C, H, W]``.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if isinstance(value, bytes):
+        value = decode_image(value, spec.input_shape, preprocessing.fit)
+    return prepare(value, spec, preprocessing)
 
 
 def prepare(

@@ -270,7 +270,7 @@ def test_a_configured_source_is_classified_by_the_daemon(
     results = tmp_path / "results.jsonl"
     config = tmp_path / "edge.toml"
     config.write_text(
-        'placement = "edge_only"\n[source]\nkind = "folder"\n'
+        'placement = "edge_only"\n[[sources]]\nkind = "folder"\n'
         f'path = "{image_files[0].parent}"\nresults = "{results}"\n'
     )
     with run_edge(tmp_path, tiny_bundle.path, "--config", str(config)):
@@ -291,7 +291,7 @@ def test_every_key_but_a_few_has_a_flag(capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     patience = {"timestep_deadline_seconds", "reconnect_min_seconds", "reconnect_max_seconds"}
     breaker = {"breaker_failures", "breaker_probe_seconds"}
-    tables = {"source", "energy"}
+    tables = {"sources", "energy"}
     without = {"queue_limit", "queue_policy", *patience, *breaker, *tables}
     for key in set(EdgeConfig.__struct_fields__) - without:
         assert f"--{key.replace('_', '-')}" in text

@@ -3,12 +3,13 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from edge_agent.config import EdgeConfig, SourceConfig, load
+from edge_agent.config import EdgeConfig, load
+from edge_agent.source_config import AnySource, Source
 from shared.energy.config import EnergyConfig
 from shared.errors import ConfigError
 
@@ -48,8 +49,20 @@ def test_flags_override_the_file_and_absent_flags_do_not(tmp_path: Path) -> None
         ("device = 'cuda'", "device", "'cuda'"),
         ("reconnect_max_seconds = 0.01", "reconnect_max_seconds", "0.01"),
         ("alpha = 0.5\nloss_budget = 'a'", "loss_budget", "both"),
-        ("[source]\nkind = 'camera'\npath = 'x'", "source.kind", "'camera'"),
-        ("[source]\nkind = 'folder'", "path", ""),
+        ("[[sources]]\nkind = 'tv'", "sources[0].kind", "'tv'"),
+        ("[[sources]]\nkind = 'folder'", "path", ""),
+        ("[[sources]]\nkind='folder'\npath='p'\ncolour = 1", "sources[0]", "colour"),
+        ("[[sources]]\nkind='folder'\npath='p'\nahead = 0", "sources[0].ahead", "0"),
+        ("[[sources]]\nkind='http'\nurl='ftp://a/b'", "url", "'ftp://a/b'"),
+        ("[[sources]]\nkind='http'\nurl='http://a:secret@b/'", "url", "in a file"),
+        ("[[sources]]\nkind='folder'\npath='p'\nresults='mqtt://h'", "results", "'mqtt://h'"),
+        ("sources = [{kind='array', path='a'}, {kind='array', path='b'}]", "sources", "array"),
+        (
+            "[[sources]]\nkind='event_stream'\nlisten='udp:[::1]:1'\nsensor=[1,1]\n"
+            "when_full='wait'",
+            "when_full",
+            "'wait'",
+        ),
         ("[energy]\nsensors = 'yes'", "energy.sensors", "'yes'"),
         ("[energy]\nmeter = 'x'", "energy", "meter"),
     ],
@@ -66,9 +79,8 @@ def test_a_wrong_value_is_refused_with_key_expectation_and_what_came(
     assert came in message
 
 
-@pytest.mark.parametrize("text", ["colour = 1", "[source]\nkind='folder'\npath='p'\ncolour = 1"])
-def test_an_unknown_key_is_refused_with_those_that_are_known(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path, f'bundle = "b"\n{text}\n')
+def test_an_unknown_key_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    path = write(tmp_path, 'bundle = "b"\ncolour = 1\n')
     with pytest.raises(ConfigError, match=r"expected keys of .*; got colour"):
         load(path, {})
 
@@ -108,12 +120,18 @@ def defaults(kind: Any) -> dict[str, Any]:
 def test_the_example_explains_every_key_and_shows_its_default() -> None:
     text = EXAMPLE.read_text()
     shown = tomllib.loads(text)
-    everything = tomllib.loads(re.sub(r"(?m)^# (?=\[?[a-z_]+\]?( = |$))", "", text))
+    everything = tomllib.loads(re.sub(r"(?m)^# (?=\[*[a-z_]+\]*( = |$))", "", text))
     assert set(everything) == set(EdgeConfig.__struct_fields__)
-    assert set(everything["source"]) == set(SourceConfig.__struct_fields__)
+    common = set(Source.__struct_fields__)
+    explained = {source.pop("kind"): set(source) for source in everything["sources"]}
+    kinds = {kind.__struct_config__.tag: kind for kind in get_args(AnySource)}
+    assert explained.keys() == kinds.keys()
+    assert common <= explained["folder"]
+    for tag, kind in kinds.items():
+        assert explained[tag] | common == set(kind.__struct_fields__)
     assert set(everything["energy"]) == set(EnergyConfig.__struct_fields__)
     known = msgspec.json.decode(msgspec.json.encode(defaults(EdgeConfig)))
-    expected = {key: value for key, value in known.items() if value is not None}
+    expected = {key: value for key, value in known.items() if value not in (None, [])}
     assert shown == {"bundle": shown["bundle"]} | expected
     load(EXAMPLE, {})
     blocks = [block for block in text.split("\n\n") if re.search(r"(?m)^(# )?[a-z_]+ = ", block)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import json
 import math
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -19,8 +17,9 @@ from edge_agent.feeds import FrameFeed, frame_feeds
 from edge_agent.inputs import Reader
 from edge_agent.link import CloudFullError
 from edge_agent.loop import EdgeLoop, Options
+from edge_agent.source_config import ArraySource
 from edge_agent.sources.base import Item
-from edge_agent.sources.classify import classify_items
+from edge_agent.sources.run import SourceTask, on_a_thread, pass_over
 from shared.codec.packet import parse_header
 from shared.errors import LinkLostError, NeucodexError, RefusedError, SampleCode, SampleError
 from shared.messages import (
@@ -37,7 +36,7 @@ from shared.messages import (
 from shared.metrics import EdgeMetrics, Placement
 from shared.model.bundle import Bundle
 from shared.worker import Worker
-from tests.edge_agent.conftest import PATIENCE_SECONDS, Metered, picture, until
+from tests.edge_agent.conftest import PATIENCE_SECONDS, Metered, Results, picture, until
 
 EXIT = 0.9
 """A confidence above the tests' alpha."""
@@ -378,16 +377,20 @@ async def test_verdicts_of_two_samples_reach_their_own_callers(scripts: Scripts)
 async def test_a_sources_results_keep_their_order_when_a_later_sample_is_answered_first(
     scripts: Scripts,
 ) -> None:
-    link, results = ScriptedLink(samples_in_flight=2), io.StringIO()
+    link, results = ScriptedLink(samples_in_flight=2), Results()
+    config = ArraySource(path="any")
     metrics = EdgeMetrics(CollectorRegistry(), model="tiny")
     items = iter([Item("first", picture(0)), Item("second", picture(1))])
     async with scripts(link, samples_in_flight=2) as script:
-        reading = asyncio.create_task(classify_items(script.loop, items, results, metrics))
+        task = SourceTask(config, script.loop, results, metrics, pass_over)
+        reading = asyncio.create_task(task.run(on_a_thread(items, "array")))
         await sent(link, 2)
         link.verdict(1, 0, label=2)
         await until(lambda: script.loop.answered == 1)
-        assert results.getvalue() == ""
+        assert results.told == []
         link.verdict(0, 0, label=1)
         await reading
-    lines = [json.loads(line) for line in results.getvalue().splitlines()]
-    assert [(line["input"], line["label"]) for line in lines] == [("first", 1), ("second", 2)]
+    assert [(line["input"], line["label"]) for line in results.told] == [
+        ("first", 1),
+        ("second", 2),
+    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
-from training.data.framing import ByTime
+from shared.events.framing import ByTime
 from training.data.sets import Options
 from training.recipe import DataChoice, Recipe, load_recipe
 

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.events.framing import Framing, frame_events, saturated
+from shared.events.recording import Events
 from training.data.caltech import CLASSES_101
 from training.data.cifar10 import CLASSES as CIFAR10_CLASSES
-from training.data.events import Events
-from training.data.framing import Framing, frame_events, saturated
 from training.data.labelled import DataError, LabelledData, MissingDataError
 from training.data.recordings import DVS128, read_aedat2, read_aedat4, read_atis
 from training.data.splits import check_all_there, class_of, describe_share, first_share, labels_of

@@ -25,7 +25,7 @@ class LabelledData:
 
     Event frames hold the number of events per cell as uint8: what a network reads, at a quarter
     of the memory of exact counts. A cell with more than 255 events holds 255
-    (:func:`training.data.framing.saturated`); the framing functions themselves count exactly.
+    (:func:`shared.events.framing.saturated`); the framing functions themselves count exactly.
 
     Raises:
         ValueError: shapes, types, labels and class names do not fit together.

@@ -1,4 +1,4 @@
-"""Read one recording file, each in its published format, with tonic's readers.
+"""Read one recording file of a data set, in its published format; AEDAT with tonic's readers.
 
 What tonic leaves to its caller is done here: a truncated file, a pixel outside the sensor and a
 clock that does not start at 0 are seen before a frame is made of them.
@@ -6,32 +6,28 @@ clock that does not start at 0 are seen before a frame is made of them.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.events import Events
+from shared.events.files import Raw, decode_atis, in_order
+from shared.events.recording import Events
 from training.data.labelled import DataError, MissingDataError
 
 # tonic is imported where it is used: it brings torch, SciPy and HDF5 with it, which those who
 # only frame events or read pictures need not wait for.
 
-ATIS_EVENT_BYTES = 5
 AEDAT2_EVENT_BYTES = 8
 AEDAT2_VERSION = 2.0
 DVS128 = (128, 128)
-_ATIS_FIELDS = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
 
 
 def read_atis(content: bytes, sensor: tuple[int, int], name: str) -> Events:
     """Read the 40-bit events of N-MNIST and N-Caltech101 (Orchard et al. 2015).
 
-    An event is 8 bits x, 8 bits y, 1 bit polarity (1 is ON) and 23 bits microseconds, high byte
-    first; y = 240 marks an overflow of the camera's 13-bit clock, which tonic adds up. Times count
-    from the start of the recording.
+    Times count from the start of the recording.
 
     Args:
         content: the file.
@@ -41,14 +37,10 @@ def read_atis(content: bytes, sensor: tuple[int, int], name: str) -> Events:
     Raises:
         DataError: no events, a broken last event, or an event outside the sensor.
     """
-    if not content or len(content) % ATIS_EVENT_BYTES:
-        raise DataError(
-            f"expected events of {ATIS_EVENT_BYTES} bytes in {name}, got {len(content)} bytes"
-        )
-    from tonic.io import read_mnist_file
-
-    found = read_mnist_file(io.BytesIO(content), _ATIS_FIELDS, is_stream=True)
-    return _in_order(found["t"], found["x"], found["y"], found["p"], sensor, name)
+    try:
+        return in_order(decode_atis(content), sensor, from_first=False)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def read_aedat2(path: Path) -> Events:
@@ -77,14 +69,12 @@ def read_aedat2(path: Path) -> Events:
 
     found = get_aer_events_from_file(str(path), AEDAT2_VERSION, start)
     address = found["address"].astype(np.int64)
-    return _in_order(
+    return _from_first(
         found["timeStamp"],
         127 - ((address >> 8) & 127),
         127 - ((address >> 1) & 127),
         1 - (address & 1),
-        DVS128,
         str(path),
-        from_first=True,
     )
 
 
@@ -106,7 +96,7 @@ def read_aedat4(path: Path) -> Events:
     except Exception as error:  # tonic raises nothing narrower, its decoder several kinds
         raise DataError(f"expected an AEDAT 4 recording at {path}: {error}") from error
     t, x, y, on = (found[name] for name in found.dtype.names)
-    return _in_order(t, x, y, on, DVS128, str(path), from_first=True)
+    return _from_first(t, x, y, on, str(path))
 
 
 def _end_of_aedat2_header(path: Path) -> int:
@@ -123,22 +113,14 @@ def _end_of_aedat2_header(path: Path) -> int:
         return file.tell()
 
 
-def _in_order(
+def _from_first(
     microseconds: NDArray[Any],
     x: NDArray[Any],
     y: NDArray[Any],
     polarity: NDArray[Any],
-    sensor: tuple[int, int],
     name: str,
-    *,
-    from_first: bool = False,
 ) -> Events:
-    if not len(microseconds):
-        raise DataError(f"expected events in {name}, got none")
-    order = np.argsort(microseconds, kind="stable")
-    times = microseconds[order].astype(np.int64)
-    columns, rows, signs = (values[order].astype(np.int64) for values in (x, y, polarity))
     try:
-        return Events(times - times[0] if from_first else times, columns, rows, signs, sensor)
+        return in_order(Raw(microseconds, x, y, polarity, None), DVS128, from_first=True)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error

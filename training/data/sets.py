@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.events.framing import ByTime, Framing
 from training.data import caltech, cifar10, event_sets
 from training.data.cache import cached, fingerprint
-from training.data.framing import ByTime, Framing
 from training.data.labelled import LabelledData
 from training.data.sim import Saccades, simulate_frames
 

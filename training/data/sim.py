@@ -26,8 +26,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.events import Events, Ints
-from training.data.framing import ByTime, Counts, Framing, frame_events, saturated
+from shared.events.framing import ByTime, Counts, Framing, frame_events, saturated
+from shared.events.recording import Events, Ints
 
 Floats = NDArray[np.float32]
 AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]

@@ -72,6 +72,60 @@ def test_colour_becomes_grey_where_the_network_reads_grey() -> None:
     assert decode_image(encoded(random_pixels()), (1, 8, 8)).shape == (1, 8, 8)
 
 
+def test_a_picture_is_turned_as_its_file_says() -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+
+    turned = decode_image(buffer.getvalue(), (3, 8, 8))
+
+    np.testing.assert_array_equal(turned[0, :, 7], 255)
+    assert turned[0, :, :7].max() == 0
+
+
+def test_what_is_transparent_shows_white() -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:4, :, 3] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+
+    shown = decode_image(buffer.getvalue(), (3, 8, 8))
+
+    assert shown[:, :4].max() == 0
+    assert shown[:, 4:].min() == 255
+
+
+def test_sixteen_bits_of_grey_keep_their_upper_half() -> None:
+    grey = np.full((8, 8), 0x80FF, np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+
+    assert set(decode_image(buffer.getvalue(), (1, 8, 8)).ravel().tolist()) == {0x80}
+
+
+def test_crop_keeps_the_proportions_and_the_middle() -> None:
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 200
+
+    assert decode_image(encoded(wide), (3, 8, 8), "crop").min() == 200
+    assert decode_image(encoded(wide), (3, 8, 8)).min() == 0
+
+
+@given(st.data())
+def test_damaged_pictures_are_refused_or_decoded_and_nothing_else(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(FORMATS))
+    content = bytearray(encoded(random_pixels(), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode_image(bytes(content), (3, 8, 8)).shape == (3, 8, 8)
+    except InputError as error:
+        assert "expected" in str(error)
+
+
 def test_grey_and_palette_and_transparency_become_colour() -> None:
     for mode in ("L", "P", "RGBA", "1"):
         buffer = io.BytesIO()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.events.framing import ByCount, ByTime
 from training.data.cifar10 import CLASSES as CIFAR10_CLASSES
 from training.data.event_sets import N_CALTECH10_CLASSES, N_CALTECH101_CLASSES
-from training.data.framing import ByCount, ByTime
 from training.data.labelled import DataError, LabelledData, MissingDataError
 from training.data.sets import Options, load
 
@@ -121,7 +121,7 @@ def test_an_n_mnist_folder_that_is_no_digit_is_refused(n_mnist: Path, write: Wri
 def test_a_damaged_n_mnist_recording_is_named(n_mnist: Path) -> None:
     (n_mnist / "Test" / "4" / "00000.bin").write_bytes(bytes(11))
 
-    with pytest.raises(DataError, match=r"5 bytes in Test/4/00000.bin, got 11 bytes"):
+    with pytest.raises(DataError, match=r"Test/4/00000.bin: expected events of 5 bytes, got 11"):
         load("n-mnist", n_mnist, train=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.events import Events
+from shared.events.recording import Events
 from training.data.labelled import DataError, MissingDataError
 from training.data.recordings import read_aedat2, read_aedat4, read_atis
 
@@ -51,12 +51,14 @@ def test_atis_events_out_of_order_are_sorted(atis: Encode) -> None:
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 4, 9])
 def test_a_truncated_atis_recording_is_refused(size_bytes: int) -> None:
-    with pytest.raises(DataError, match=f"5 bytes in a.bin, got {size_bytes} bytes"):
+    with pytest.raises(
+        DataError, match=f"a.bin: expected events of 5 bytes, got {size_bytes} bytes"
+    ):
         read_atis(bytes(size_bytes), SENSOR, "a.bin")
 
 
 def test_an_atis_recording_of_overflows_only_is_refused(atis: Encode) -> None:
-    with pytest.raises(DataError, match=r"expected events in a.bin, got none"):
+    with pytest.raises(DataError, match=r"a.bin: expected events, got none"):
         read_atis(atis([(0, 0, 240, 0)]), SENSOR, "a.bin")
 
 

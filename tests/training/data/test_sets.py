@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from shared.events.framing import ByTime
 from training.data.cifar10 import Images
-from training.data.framing import ByTime
 from training.data.labelled import DataError
 from training.data.sets import DATA_SETS, Options, load
 from training.data.sim import Saccades, simulate_frames

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.data.framing import ByCount, ByTime, Framing, frame_events
+from shared.events.framing import ByCount, ByTime, Framing, frame_events
 from training.data.sim import Saccades, simulate_events, simulate_frames
 
 QUIET = Saccades(threshold_deviation=0.0, noise_hertz=0.0)

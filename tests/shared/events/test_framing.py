@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.events import Events
-from training.data.framing import (
+from shared.events.framing import (
     ByCount,
     ByTime,
+    Framer,
     Framing,
     frame_events,
     saturated,
     stream_frames,
 )
+from shared.events.recording import Events
 
 SENSOR = (3, 5)
 Event = tuple[int, int, int, int]
@@ -229,3 +230,18 @@ def test_a_recipe_names_a_framing_by_its_kind() -> None:
 def _sums(events: Events, framing: Framing) -> list[int]:
     sums: list[int] = frame_events(events, framing).sum(axis=(1, 2, 3)).tolist()
     return sums
+
+
+def test_time_that_passes_completes_frames_without_events() -> None:
+    framer = Framer(ByTime(timesteps=3, window_microseconds=10), SENSOR)
+
+    assert framer.push(make([(3, 0, 0, 1)])) == []
+    (first,) = framer.advance(10)
+    assert first.sum() == 1
+    assert framer.advance(19) == []
+    (second,) = framer.push(make([(25, 1, 1, 0)]))
+    assert second.sum() == 0
+    (last,) = framer.end()
+    assert last.sum() == 1
+    assert framer.complete
+    assert framer.end() == []
