@@ -30,8 +30,9 @@ from edge_agent.pull import Cloud, Pulled, pull
 from examples.demo import BUNDLE
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
+from shared import rpc
 from shared.credentials import ClientFiles
-from shared.errors import BundleError, ConfigError, InputError, LinkLostError
+from shared.errors import BundleError, ConfigError, InputError, LinkLostError, ProtocolError
 from shared.model.bundle import MANIFEST, WEIGHTS, Bundle, canonical
 from shared.tokens import make_token, token_line
 from tests.edge_agent.conftest import Relay, picture, until
@@ -253,6 +254,49 @@ async def test_what_cannot_be_pulled_is_said(
         assert list(folder.iterdir()) == []
     with pytest.raises(LinkLostError):
         await pull(there, None, link)
+
+
+class Liar(co_inference_pb2_grpc.CoInferenceServicer):
+    """A cloud that says it has a model of some digest, and sends what it likes."""
+
+    def __init__(self, digest: bytes, sent: bytes) -> None:
+        self._digest = digest
+        self._sent = sent
+
+    async def Describe(self, request: Any, context: Any) -> pb.DescribeReply:  # noqa: N802
+        return pb.DescribeReply(models=[pb.Model(name="any", version="1", digest=self._digest)])
+
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchChunk]:  # noqa: N802
+        yield pb.FetchChunk(data=self._sent, file_bytes=len(self._sent))
+
+
+@pytest.mark.parametrize(
+    ("digest", "sent", "error", "says"),
+    [
+        (b"", b"", ProtocolError, "expected a digest of 32 bytes"),
+        (b"../../../../etc/neucodex/some/path", b"", ProtocolError, "expected a digest of 32"),
+        (bytes(32), b"{}", BundleError, "manifest.json: .*missing required field"),
+        (bytes(32), (BUNDLE / MANIFEST).read_bytes(), BundleError, "expected digest 0+, got "),
+        (bytes(32), bytes(5 << 20), BundleError, "expected at most 4194304 bytes, more come"),
+    ],
+    ids=["no digest", "another digest", "no manifest", "another manifest", "too much"],
+)
+async def test_a_cloud_that_lies_puts_nothing_in_place(
+    digest: bytes, sent: bytes, error: type[Exception], says: str, link: Path
+) -> None:
+    server = rpc.server()
+    co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
+        Liar(digest, sent), server
+    )
+    port = rpc.bind(server, "127.0.0.1:0")
+    await server.start()
+    try:
+        with pytest.raises(error, match=says):
+            await pull(at(f"127.0.0.1:{port}"), None, link)
+    finally:
+        await server.stop(None)
+    assert not link.exists()
+    assert not list(link.parent.glob("model.versions/*/*"))
 
 
 async def test_only_edges_that_are_let_in_get_a_file(
