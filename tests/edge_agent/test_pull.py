@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import resource
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -109,12 +108,22 @@ def wanted(bundle: Bundle) -> set[str]:
     return {MANIFEST, *bundle.manifest.files} - graphs
 
 
-async def start(server: CloudServer, link: Path, *flags: str, **more: Any) -> Any:
+SMALL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+from edge_agent.__main__ import main
+sys.exit(main())
+"""
+
+
+async def start(
+    server: CloudServer, link: Path, *flags: str, program: tuple[str, str] = ("-m", "edge_agent")
+) -> Any:
     """Start ``neucodex-edge pull`` as a process of its own."""
-    command = ("-m", "edge_agent", "pull", "--cloud", server.address, "--bundle", str(link), *flags)
+    command = ("pull", "--cloud", server.address, "--bundle", str(link), *flags)
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdout=pipe, stderr=pipe, **more
+        sys.executable, *program, *command, stdout=pipe, stderr=pipe
     )
 
 
@@ -197,14 +206,10 @@ async def test_a_full_disk_is_told_and_leaves_the_model_as_it_was(
     clouds: Clouds, versions: tuple[Bundle, Bundle], link: Path
 ) -> None:
     old, new = versions
-    most_bytes = 3_000_000
-
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-
+    small_disk = SMALL_DISK.format(3_000_000)
     async with clouds(**served(old, new)) as cloud:
         await pull(at(cloud.address), OLD, link)
-        code, said = await outcome(await start(cloud, link, NEW, preexec_fn=small_disk))
+        code, said = await outcome(await start(cloud, link, NEW, program=("-c", small_disk)))
         assert code == 2
         assert "File too large" in said
         assert Bundle(link).digest == old.digest
