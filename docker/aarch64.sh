@@ -19,11 +19,12 @@ command -v qemu-aarch64-static >/dev/null && command -v debootstrap >/dev/null |
 # keeps the interpreter open, so that it need not be in there.
 formats=/proc/sys/fs/binfmt_misc
 name=neucodex-aarch64
-[ -e $formats/register ] || mount -t binfmt_misc binfmt_misc $formats
+mounted=
+[ -e $formats/register ] || { mount -t binfmt_misc binfmt_misc $formats && mounted=yes; }
 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 [ -e $formats/$name ] || echo ":$name:M::$magic:$mask:$(command -v qemu-aarch64-static):F" >$formats/register
-trap 'echo -1 >$formats/$name' EXIT
+trap 'echo -1 >$formats/$name; [ -z "$mounted" ] || umount $formats' EXIT
 
 inside() { chroot "$root" /usr/bin/env -i PATH=/venv/bin:/usr/bin:/bin HOME=/ "$@"; }
 

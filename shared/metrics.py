@@ -1159,6 +1159,19 @@ class EdgeMetrics(_SideMetrics):
     ) -> None:
         super().__init__(registry, "edge", EDGE_FAMILIES, energy)
         self.rpc_client = RpcMetrics(registry, "client")
+        self._tell_of(model)
+        self.connection(ConnectionState.IDLE)
+
+    def of_model(self, model: str) -> EdgeMetrics:
+        """Return what tells about another model into the same registry."""
+        if model == self._model:
+            return self
+        other = copy.copy(self)
+        other._tell_of(model)
+        return other
+
+    def _tell_of(self, model: str) -> None:
+        """Resolve the series of a model, and begin them."""
         self._model = model
         counter, observer = self._families.counter, self._families.observer
         self._stages = _Once[EdgeStage, Tell](
@@ -1184,16 +1197,6 @@ class EdgeMetrics(_SideMetrics):
         self._calibrated: dict[Part, tuple[Operations, Callable[[float], float]]] = {}
         """The bundle's means, told for nearly every timestep."""
         self._start(model)
-        self.connection(ConnectionState.IDLE)
-
-    def of_model(self, model: str) -> EdgeMetrics:
-        """Return what tells about another model into the same registry."""
-        if model == self._model:
-            return self
-        other = copy.copy(self)
-        other._model = model
-        other._start(model)
-        return other
 
     def describe_model(self, version: str, digest: str, spec: NetworkSpec) -> None:
         """Publish which network runs."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import resource
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -30,8 +29,9 @@ from edge_agent.pull import Cloud, Pulled, pull
 from examples.demo import BUNDLE
 from protos import co_inference_pb2 as pb
 from protos import co_inference_pb2_grpc
+from shared import rpc
 from shared.credentials import ClientFiles
-from shared.errors import BundleError, ConfigError, InputError, LinkLostError
+from shared.errors import BundleError, ConfigError, InputError, LinkLostError, ProtocolError
 from shared.model.bundle import MANIFEST, WEIGHTS, Bundle, canonical
 from shared.tokens import make_token, token_line
 from tests.edge_agent.conftest import Relay, picture, until
@@ -108,12 +108,22 @@ def wanted(bundle: Bundle) -> set[str]:
     return {MANIFEST, *bundle.manifest.files} - graphs
 
 
-async def start(server: CloudServer, link: Path, *flags: str, **more: Any) -> Any:
+SMALL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+from edge_agent.__main__ import main
+sys.exit(main())
+"""
+
+
+async def start(
+    server: CloudServer, link: Path, *flags: str, program: tuple[str, str] = ("-m", "edge_agent")
+) -> Any:
     """Start ``neucodex-edge pull`` as a process of its own."""
-    command = ("-m", "edge_agent", "pull", "--cloud", server.address, "--bundle", str(link), *flags)
+    command = ("pull", "--cloud", server.address, "--bundle", str(link), *flags)
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdout=pipe, stderr=pipe, **more
+        sys.executable, *program, *command, stdout=pipe, stderr=pipe
     )
 
 
@@ -196,14 +206,10 @@ async def test_a_full_disk_is_told_and_leaves_the_model_as_it_was(
     clouds: Clouds, versions: tuple[Bundle, Bundle], link: Path
 ) -> None:
     old, new = versions
-    most_bytes = 3_000_000
-
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-
+    small_disk = SMALL_DISK.format(3_000_000)
     async with clouds(**served(old, new)) as cloud:
         await pull(at(cloud.address), OLD, link)
-        code, said = await outcome(await start(cloud, link, NEW, preexec_fn=small_disk))
+        code, said = await outcome(await start(cloud, link, NEW, program=("-c", small_disk)))
         assert code == 2
         assert "File too large" in said
         assert Bundle(link).digest == old.digest
@@ -253,6 +259,49 @@ async def test_what_cannot_be_pulled_is_said(
         assert list(folder.iterdir()) == []
     with pytest.raises(LinkLostError):
         await pull(there, None, link)
+
+
+class Liar(co_inference_pb2_grpc.CoInferenceServicer):
+    """A cloud that says it has a model of some digest, and sends what it likes."""
+
+    def __init__(self, digest: bytes, sent: bytes) -> None:
+        self._digest = digest
+        self._sent = sent
+
+    async def Describe(self, request: Any, context: Any) -> pb.DescribeReply:  # noqa: N802
+        return pb.DescribeReply(models=[pb.Model(name="any", version="1", digest=self._digest)])
+
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[pb.FetchChunk]:  # noqa: N802
+        yield pb.FetchChunk(data=self._sent, file_bytes=len(self._sent))
+
+
+@pytest.mark.parametrize(
+    ("digest", "sent", "error", "says"),
+    [
+        (b"", b"", ProtocolError, "expected a digest of 32 bytes"),
+        (b"../../../../etc/neucodex/some/path", b"", ProtocolError, "expected a digest of 32"),
+        (bytes(32), b"{}", BundleError, "manifest.json: .*missing required field"),
+        (bytes(32), (BUNDLE / MANIFEST).read_bytes(), BundleError, "expected digest 0+, got "),
+        (bytes(32), bytes(5 << 20), BundleError, "expected at most 4194304 bytes, more come"),
+    ],
+    ids=["no digest", "another digest", "no manifest", "another manifest", "too much"],
+)
+async def test_a_cloud_that_lies_puts_nothing_in_place(
+    digest: bytes, sent: bytes, error: type[Exception], says: str, link: Path
+) -> None:
+    server = rpc.server()
+    co_inference_pb2_grpc.add_CoInferenceServicer_to_server(  # type: ignore[no-untyped-call]
+        Liar(digest, sent), server
+    )
+    port = rpc.bind(server, "127.0.0.1:0")
+    await server.start()
+    try:
+        with pytest.raises(error, match=says):
+            await pull(at(f"127.0.0.1:{port}"), None, link)
+    finally:
+        await server.stop(None)
+    assert not link.exists()
+    assert not list(link.parent.glob("model.versions/*/*"))
 
 
 async def test_only_edges_that_are_let_in_get_a_file(

@@ -136,6 +136,20 @@ def test_edge_times(edge: EdgeMetrics, value: Read) -> None:
     assert value("edge_transport_seconds_sum", model="tiny") == pytest.approx(0.006)
 
 
+def test_another_model_has_series_of_its_own(edge: EdgeMetrics, value: Read) -> None:
+    assert edge.of_model("tiny") is edge
+    edge.payload(1)
+    edge.stage(EdgeStage.HEAD, 1.0)
+    other = edge.of_model("other")
+    other.payload(32)
+    other.stage(EdgeStage.HEAD, 2.0)
+    other.operations(Part.HEAD, OPERATIONS, 1)
+    edge.payload(1)
+    for model, payload_bytes, seconds in (("tiny", 2, 1.0), ("other", 32, 2.0)):
+        assert value("edge_payload_bytes_total", model=model, direction="sent") == payload_bytes
+        assert value("edge_stage_duration_seconds_sum", model=model, stage="head") == seconds
+
+
 def test_edge_bytes(edge: EdgeMetrics, value: Read) -> None:
     edge.payload(32)
     edge.message(40, Direction.SENT)
