@@ -229,6 +229,8 @@ class ModelStore:
         self._models: dict[bytes, Model] = {}
         self._leaving: list[Model] = []
         self._loading = asyncio.Lock()
+        self._begun_before = 0
+        """Samples on models that are gone."""
         bundles = [Bundle(Path(path)) for path in config.bundles]
         for bundle, label in zip(bundles, _labels(bundles), strict=True):
             self._add(bundle, label, self._load(bundle, Part.TAIL, config))
@@ -319,14 +321,15 @@ class ModelStore:
     async def forget(self, model: Model) -> None:
         """Give back all of a model that is leaving and that no stream holds."""
         await model.close()
+        self._begun_before += sum(part.scheduler.begun for part in model.parts)
         self._leaving.remove(model)
 
     @property
     def work(self) -> CloudWork:
         """What has been done since the start, all models together."""
-        schedulers = [part.scheduler for model in self for part in model.parts]
+        schedulers = [part.scheduler for model in self.everything for part in model.parts]
         return CloudWork(
-            begun=sum(each.begun for each in schedulers),
+            begun=self._begun_before + sum(each.begun for each in schedulers),
             under_way=sum(each.slots_in_use for each in schedulers),
         )
 

@@ -20,15 +20,22 @@ import grpc.aio
 import numpy as np
 import pytest
 import safetensors.numpy
+from prometheus_client import CollectorRegistry
 
 from cloud_server import cli
+from cloud_server.config import CloudConfig
+from cloud_server.model_store import CloudWork, ModelStore
+from cloud_server.scheduler import Judged
 from cloud_server.server import CloudServer
 from protos import co_inference_pb2 as pb
 from protos import model_admin_pb2 as admin_pb
 from protos.model_admin_pb2_grpc import ModelAdminStub
 from shared import rpc, wire
 from shared.engine import onnx_runtime
+from shared.errors import SampleCode
+from shared.exit_rule import Confidence
 from shared.messages import Settings
+from shared.metrics import CloudMetrics
 from shared.model.bundle import WEIGHTS, Bundle, file_digest
 from tests.cloud_server.conftest import (
     NEVER,
@@ -281,6 +288,31 @@ async def test_versions_come_and_go_under_load(
         await unload(admin, "untrained-1")
     stop.set()
     assert min(await asyncio.gather(*asking)) > 0
+
+
+class Nobody:
+    """Does not listen."""
+
+    def judged(self, judged: Judged) -> None:
+        pass
+
+    def failed(self, code: SampleCode, message: str) -> None:
+        pass
+
+
+async def test_work_on_models_that_leave_or_are_gone_counts(
+    tiny_bundle: Bundle, next_version: Bundle
+) -> None:
+    config = CloudConfig(bundles=(str(tiny_bundle.path),))
+    store = ModelStore(config, CloudMetrics(CollectorRegistry()))
+    model = await store.load(next_version.path)
+    sample = model.tail.scheduler.begin(Nobody(), Confidence.MAX_SOFTMAX)
+    store.retire(model)
+    assert store.work == CloudWork(begun=1, under_way=1)
+    model.tail.scheduler.release(sample)
+    await store.forget(model)
+    assert store.work == CloudWork(begun=1, under_way=0)
+    await store.close()
 
 
 async def test_what_cannot_be_is_refused_and_says_why(
