@@ -49,6 +49,8 @@ HEAR_OUT_SECONDS = 1.0
 """How long a stream that is refused has for its first message."""
 STALL_SECONDS = 60.0
 """Longest time for an edge to take in a chunk of a file."""
+CLOCK_SECONDS = 10.0
+"""How often a stream is told this machine's wall clock."""
 MAX_DETAILS = 1000
 """Characters of a status message; it travels in a header, whose size is limited."""
 _REFUSALS = {
@@ -390,6 +392,9 @@ async def _write_in_time(context: Context, chunk: pb.FetchChunk) -> None:
 
 async def _send(stream: Stream, context: Context, message: CloudMessage) -> None:
     began = time.perf_counter()
+    if began >= stream.clock_due and message.verdicts:
+        stream.clock_due = began + CLOCK_SECONDS
+        message = replace(message, wall_seconds=time.time())
     encoded = wire.cloud_message_to_proto(message)
     await context.write(encoded)
     metrics = stream.part.metrics

@@ -129,6 +129,7 @@ class Stream:
     Attributes:
         outbox: what waits to be written.
         broken: done, with the error, when one has ended the stream and all has been released.
+        clock_due: when the edge is next told the time, ``time.perf_counter()``.
 
     Raises:
         ProtocolError: the settings exceed the limits.
@@ -152,6 +153,7 @@ class Stream:
         self.outbox = Outbox()
         self.outbox.put(opened)
         self.broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.clock_due = 0.0
         self._want_logits = want_logits
         self._live: dict[int, LiveSample] = {}
         self._timer: asyncio.TimerHandle | None = None

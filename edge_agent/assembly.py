@@ -20,6 +20,7 @@ from edge_agent.local_link import LocalLink, code_decoder, frame_decoder
 from edge_agent.local_network import LocalNetwork
 from edge_agent.loop import EdgeLoop, Options
 from edge_agent.observer import Model, Observer
+from edge_agent.peer_clock import PeerClock
 from edge_agent.tuner import Here, Tuner, Wishes
 from shared.addresses import peers
 from shared.codec.packet import Checksum
@@ -105,6 +106,7 @@ class Kit:
             local_step_joules=0.0 if local is None else self._step_joules(local),
             placement=Placement(config.placement),
             settings=settings,
+            clock=PeerClock(self.metrics, config.cloud),
             samples_in_flight=config.samples_in_flight,
             deadline_seconds=config.deadline_seconds,
             queue_limit=config.queue_limit,

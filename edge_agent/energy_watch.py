@@ -75,7 +75,8 @@ class EnergyWatch:
             tell = self._metrics.measured_energy
             tell(placement, Reckoning.GROSS, source, drawn.watts * seconds, count)
             if source in self._idle_watts:
-                net_watts = drawn.watts - self._idle_watts[source]
+                # Less than idle is noise; and a sum that falls would look like a restart.
+                net_watts = max(0.0, drawn.watts - self._idle_watts[source])
                 tell(placement, Reckoning.NET_OF_IDLE, source, net_watts * seconds, count)
 
 

@@ -26,6 +26,7 @@ from edge_agent.energy_watch import EdgeWork
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
+from edge_agent.peer_clock import PeerClock
 from edge_agent.policy import Choice
 from edge_agent.session import (
     Action,
@@ -90,6 +91,8 @@ class Options:
     """Resolved for the model's T."""
     tuner: Tuner | None = None
     """Chooses other settings; None to keep these."""
+    clock: PeerClock | None = None
+    """Compares the cloud's wall clock with ours, where the cloud tells it."""
     samples_in_flight: int = 1
     """S."""
     checksum: Checksum = Checksum.NONE
@@ -461,6 +464,8 @@ class EdgeLoop(Generic[F]):
         async for message in link.messages():
             self._breaker.answered()
             self._heard = perf_counter()
+            if message.wall_seconds is not None and message.verdicts:
+                self._compare_clocks(message.wall_seconds, message.verdicts[-1])
             for verdict in message.verdicts:
                 self._on_verdict(link, verdict)
             for failure in message.failures:
@@ -471,6 +476,15 @@ class EdgeLoop(Generic[F]):
                 self._carry_out(self._session.draining(message.draining))
         if self._link is link:
             raise LinkLostError("the cloud ended the stream")
+
+    def _compare_clocks(self, cloud_seconds: float, verdict: Verdict) -> None:
+        """Take in what the cloud's clock shows, if the verdict's packet is known."""
+        sample, clock = self._numbers.get(verdict.sample), self._options.clock
+        if sample is None or clock is None:
+            return
+        sent = [at for packet, at in sample.sent if packet.timestep <= verdict.timestep]
+        if sent:
+            clock.told(cloud_seconds, perf_counter() - sent[-1], verdict.service_seconds)
 
     def _on_verdict(self, link: CloudLink, verdict: Verdict) -> None:
         """Take in a verdict, unless the session has left this stream since it came."""

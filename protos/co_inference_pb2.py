@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/co_inference.proto\x12\x0bneucodex.v1\"\xab\x01\n\x08Settings\x12\r\n\x05\x61lpha\x18\x01 \x03(\x02\x12+\n\nconfidence\x18\x02 \x01(\x0e\x32\x17.neucodex.v1.Confidence\x12*\n\nreply_mode\x18\x03 \x01(\x0e\x32\x16.neucodex.v1.ReplyMode\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x18\n\x10steps_per_packet\x18\x05 \x01(\r\x12\r\n\x05\x63odec\x18\x06 \x01(\t\"\xb8\x01\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\'\n\x08\x63hecksum\x18\x03 \x01(\x0e\x32\x15.neucodex.v1.Checksum\x12\'\n\x08settings\x18\x04 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x19\n\x11samples_in_flight\x18\x05 \x01(\r\x12\x13\n\x0bwant_logits\x18\x06 \x01(\x08\"\xab\x01\n\x06Opened\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nmax_window\x18\x02 \x01(\r\x12\x1c\n\x14max_steps_per_packet\x18\x03 \x01(\r\x12\x19\n\x11samples_in_flight\x18\x04 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x1b\n\x13packet_idle_seconds\x18\x06 \x01(\x02\x12\r\n\x05model\x18\x07 \x01(\t\",\n\x05Trace\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x9d\x01\n\x0b\x45\x64geMessage\x12\x0f\n\x07packets\x18\x01 \x03(\x0c\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\r\x12\x1f\n\x04open\x18\x04 \x01(\x0b\x32\x11.neucodex.v1.Open\x12\"\n\x06traces\x18\x05 \x03(\x0b\x32\x12.neucodex.v1.Trace\"|\n\x07Verdict\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12\x10\n\x08timestep\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\r\x12\x12\n\nconfidence\x18\x04 \x01(\x02\x12\x1c\n\x14service_microseconds\x18\x05 \x01(\r\x12\x0e\n\x06logits\x18\x06 \x03(\x02\"w\n\x0bSampleError\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12*\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1c.neucodex.v1.SampleErrorCode\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x02\"4\n\x08\x44raining\x12\x18\n\x0blast_sample\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_last_sample\"\xae\x01\n\x0c\x43loudMessage\x12&\n\x08verdicts\x18\x01 \x03(\x0b\x32\x14.neucodex.v1.Verdict\x12(\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x18.neucodex.v1.SampleError\x12\'\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x15.neucodex.v1.Draining\x12#\n\x06opened\x18\x04 \x01(\x0b\x32\x13.neucodex.v1.Opened\"\x80\x01\n\nOpenImages\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\'\n\x08settings\x18\x03 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x19\n\x11samples_in_flight\x18\x04 \x01(\r\"\x93\x01\n\x0cImageMessage\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x17.neucodex.v1.OpenImages\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x18.neucodex.v1.SampleInput\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\r\x12\"\n\x06traces\x18\x04 \x03(\x0b\x32\x12.neucodex.v1.Trace\"S\n\x0bSampleInput\x12\x17\n\rencoded_image\x18\x01 \x01(\x0cH\x00\x12#\n\x05\x61rray\x18\x02 \x01(\x0b\x32\x12.neucodex.v1.ArrayH\x00\x42\x06\n\x04kind\"\x85\x01\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.neucodex.v1.Array.DType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\x0b\n\x07\x46LOAT32\x10\x02\"\x11\n\x0f\x44\x65scribeRequest\"\xcc\x01\n\rDescribeReply\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.neucodex.v1.Model\x12\x16\n\x0eserver_version\x18\x03 \x01(\t\x12\x12\n\nmax_window\x18\x04 \x01(\r\x12\x1c\n\x14max_steps_per_packet\x18\x05 \x01(\r\x12\x1d\n\x15max_samples_in_flight\x18\x06 \x01(\r\x12\x13\n\x0bmax_streams\x18\x07 \x01(\r\"\xba\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x12\n\ncode_shape\x18\x04 \x03(\r\x12\x13\n\x0binput_shape\x18\x05 \x03(\r\x12\x11\n\ttimesteps\x18\x06 \x01(\r\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x14\n\x0cslots_in_use\x18\x08 \x01(\r\x12\r\n\x05whole\x18\t \x01(\x08\x12\x12\n\nis_default\x18\n \x01(\x08\"B\n\x0c\x46\x65tchRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\".\n\nFetchChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nfile_bytes\x18\x02 \x01(\x04*R\n\nConfidence\x12\x1a\n\x16\x43ONFIDENCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMAX_SOFTMAX\x10\x01\x12\x0b\n\x07\x45NTROPY\x10\x02\x12\n\n\x06MARGIN\x10\x03*;\n\tReplyMode\x12\x1a\n\x16REPLY_MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04STEP\x10\x01\x12\x08\n\x04\x45XIT\x10\x02*9\n\x08\x43hecksum\x12\x18\n\x14\x43HECKSUM_UNSPECIFIED\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\t\n\x05\x43RC16\x10\x02*}\n\x0fSampleErrorCode\x12\x1c\n\x18SAMPLE_ERROR_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HECK_FAILED\x10\x01\x12\x0b\n\x07NO_SLOT\x10\x02\x12\x0f\n\x0bWORKER_LOST\x10\x03\x12\x0c\n\x08\x44\x45\x41\x44LINE\x10\x04\x12\x0e\n\nBAD_PACKET\x10\x05\x32\x9d\x02\n\x0b\x43oInference\x12@\n\x05Infer\x12\x18.neucodex.v1.EdgeMessage\x1a\x19.neucodex.v1.CloudMessage(\x01\x30\x01\x12G\n\x0bImageStream\x12\x19.neucodex.v1.ImageMessage\x1a\x19.neucodex.v1.CloudMessage(\x01\x30\x01\x12\x44\n\x08\x44\x65scribe\x12\x1c.neucodex.v1.DescribeRequest\x1a\x1a.neucodex.v1.DescribeReply\x12=\n\x05\x46\x65tch\x12\x19.neucodex.v1.FetchRequest\x1a\x17.neucodex.v1.FetchChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/co_inference.proto\x12\x0bneucodex.v1\"\xab\x01\n\x08Settings\x12\r\n\x05\x61lpha\x18\x01 \x03(\x02\x12+\n\nconfidence\x18\x02 \x01(\x0e\x32\x17.neucodex.v1.Confidence\x12*\n\nreply_mode\x18\x03 \x01(\x0e\x32\x16.neucodex.v1.ReplyMode\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x18\n\x10steps_per_packet\x18\x05 \x01(\r\x12\r\n\x05\x63odec\x18\x06 \x01(\t\"\xb8\x01\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\'\n\x08\x63hecksum\x18\x03 \x01(\x0e\x32\x15.neucodex.v1.Checksum\x12\'\n\x08settings\x18\x04 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x19\n\x11samples_in_flight\x18\x05 \x01(\r\x12\x13\n\x0bwant_logits\x18\x06 \x01(\x08\"\xab\x01\n\x06Opened\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nmax_window\x18\x02 \x01(\r\x12\x1c\n\x14max_steps_per_packet\x18\x03 \x01(\r\x12\x19\n\x11samples_in_flight\x18\x04 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x1b\n\x13packet_idle_seconds\x18\x06 \x01(\x02\x12\r\n\x05model\x18\x07 \x01(\t\",\n\x05Trace\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x9d\x01\n\x0b\x45\x64geMessage\x12\x0f\n\x07packets\x18\x01 \x03(\x0c\x12\'\n\x08settings\x18\x02 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\r\x12\x1f\n\x04open\x18\x04 \x01(\x0b\x32\x11.neucodex.v1.Open\x12\"\n\x06traces\x18\x05 \x03(\x0b\x32\x12.neucodex.v1.Trace\"|\n\x07Verdict\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12\x10\n\x08timestep\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\r\x12\x12\n\nconfidence\x18\x04 \x01(\x02\x12\x1c\n\x14service_microseconds\x18\x05 \x01(\r\x12\x0e\n\x06logits\x18\x06 \x03(\x02\"w\n\x0bSampleError\x12\x0e\n\x06sample\x18\x01 \x01(\r\x12*\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1c.neucodex.v1.SampleErrorCode\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x02\"4\n\x08\x44raining\x12\x18\n\x0blast_sample\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_last_sample\"\xc9\x01\n\x0c\x43loudMessage\x12&\n\x08verdicts\x18\x01 \x03(\x0b\x32\x14.neucodex.v1.Verdict\x12(\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x18.neucodex.v1.SampleError\x12\'\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x15.neucodex.v1.Draining\x12#\n\x06opened\x18\x04 \x01(\x0b\x32\x13.neucodex.v1.Opened\x12\x19\n\x11wall_microseconds\x18\x05 \x01(\x06\"\x80\x01\n\nOpenImages\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\'\n\x08settings\x18\x03 \x01(\x0b\x32\x15.neucodex.v1.Settings\x12\x19\n\x11samples_in_flight\x18\x04 \x01(\r\"\x93\x01\n\x0cImageMessage\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x17.neucodex.v1.OpenImages\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x18.neucodex.v1.SampleInput\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\r\x12\"\n\x06traces\x18\x04 \x03(\x0b\x32\x12.neucodex.v1.Trace\"S\n\x0bSampleInput\x12\x17\n\rencoded_image\x18\x01 \x01(\x0cH\x00\x12#\n\x05\x61rray\x18\x02 \x01(\x0b\x32\x12.neucodex.v1.ArrayH\x00\x42\x06\n\x04kind\"\x85\x01\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\'\n\x05\x64type\x18\x02 \x01(\x0e\x32\x18.neucodex.v1.Array.DType\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05UINT8\x10\x01\x12\x0b\n\x07\x46LOAT32\x10\x02\"\x11\n\x0f\x44\x65scribeRequest\"\xcc\x01\n\rDescribeReply\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.neucodex.v1.Model\x12\x16\n\x0eserver_version\x18\x03 \x01(\t\x12\x12\n\nmax_window\x18\x04 \x01(\r\x12\x1c\n\x14max_steps_per_packet\x18\x05 \x01(\r\x12\x1d\n\x15max_samples_in_flight\x18\x06 \x01(\r\x12\x13\n\x0bmax_streams\x18\x07 \x01(\r\"\xba\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x12\n\ncode_shape\x18\x04 \x03(\r\x12\x13\n\x0binput_shape\x18\x05 \x03(\r\x12\x11\n\ttimesteps\x18\x06 \x01(\r\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x14\n\x0cslots_in_use\x18\x08 \x01(\r\x12\r\n\x05whole\x18\t \x01(\x08\x12\x12\n\nis_default\x18\n \x01(\x08\"B\n\x0c\x46\x65tchRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\".\n\nFetchChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nfile_bytes\x18\x02 \x01(\x04*R\n\nConfidence\x12\x1a\n\x16\x43ONFIDENCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMAX_SOFTMAX\x10\x01\x12\x0b\n\x07\x45NTROPY\x10\x02\x12\n\n\x06MARGIN\x10\x03*;\n\tReplyMode\x12\x1a\n\x16REPLY_MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04STEP\x10\x01\x12\x08\n\x04\x45XIT\x10\x02*9\n\x08\x43hecksum\x12\x18\n\x14\x43HECKSUM_UNSPECIFIED\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\t\n\x05\x43RC16\x10\x02*}\n\x0fSampleErrorCode\x12\x1c\n\x18SAMPLE_ERROR_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HECK_FAILED\x10\x01\x12\x0b\n\x07NO_SLOT\x10\x02\x12\x0f\n\x0bWORKER_LOST\x10\x03\x12\x0c\n\x08\x44\x45\x41\x44LINE\x10\x04\x12\x0e\n\nBAD_PACKET\x10\x05\x32\x9d\x02\n\x0b\x43oInference\x12@\n\x05Infer\x12\x18.neucodex.v1.EdgeMessage\x1a\x19.neucodex.v1.CloudMessage(\x01\x30\x01\x12G\n\x0bImageStream\x12\x19.neucodex.v1.ImageMessage\x1a\x19.neucodex.v1.CloudMessage(\x01\x30\x01\x12\x44\n\x08\x44\x65scribe\x12\x1c.neucodex.v1.DescribeRequest\x1a\x1a.neucodex.v1.DescribeReply\x12=\n\x05\x46\x65tch\x12\x19.neucodex.v1.FetchRequest\x1a\x17.neucodex.v1.FetchChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.co_inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONFIDENCE']._serialized_start=2294
-  _globals['_CONFIDENCE']._serialized_end=2376
-  _globals['_REPLYMODE']._serialized_start=2378
-  _globals['_REPLYMODE']._serialized_end=2437
-  _globals['_CHECKSUM']._serialized_start=2439
-  _globals['_CHECKSUM']._serialized_end=2496
-  _globals['_SAMPLEERRORCODE']._serialized_start=2498
-  _globals['_SAMPLEERRORCODE']._serialized_end=2623
+  _globals['_CONFIDENCE']._serialized_start=2321
+  _globals['_CONFIDENCE']._serialized_end=2403
+  _globals['_REPLYMODE']._serialized_start=2405
+  _globals['_REPLYMODE']._serialized_end=2464
+  _globals['_CHECKSUM']._serialized_start=2466
+  _globals['_CHECKSUM']._serialized_end=2523
+  _globals['_SAMPLEERRORCODE']._serialized_start=2525
+  _globals['_SAMPLEERRORCODE']._serialized_end=2650
   _globals['_SETTINGS']._serialized_start=43
   _globals['_SETTINGS']._serialized_end=214
   _globals['_OPEN']._serialized_start=217
@@ -56,27 +56,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINING']._serialized_start=1030
   _globals['_DRAINING']._serialized_end=1082
   _globals['_CLOUDMESSAGE']._serialized_start=1085
-  _globals['_CLOUDMESSAGE']._serialized_end=1259
-  _globals['_OPENIMAGES']._serialized_start=1262
-  _globals['_OPENIMAGES']._serialized_end=1390
-  _globals['_IMAGEMESSAGE']._serialized_start=1393
-  _globals['_IMAGEMESSAGE']._serialized_end=1540
-  _globals['_SAMPLEINPUT']._serialized_start=1542
-  _globals['_SAMPLEINPUT']._serialized_end=1625
-  _globals['_ARRAY']._serialized_start=1628
-  _globals['_ARRAY']._serialized_end=1761
-  _globals['_ARRAY_DTYPE']._serialized_start=1707
-  _globals['_ARRAY_DTYPE']._serialized_end=1761
-  _globals['_DESCRIBEREQUEST']._serialized_start=1763
-  _globals['_DESCRIBEREQUEST']._serialized_end=1780
-  _globals['_DESCRIBEREPLY']._serialized_start=1783
-  _globals['_DESCRIBEREPLY']._serialized_end=1987
-  _globals['_MODEL']._serialized_start=1990
-  _globals['_MODEL']._serialized_end=2176
-  _globals['_FETCHREQUEST']._serialized_start=2178
-  _globals['_FETCHREQUEST']._serialized_end=2244
-  _globals['_FETCHCHUNK']._serialized_start=2246
-  _globals['_FETCHCHUNK']._serialized_end=2292
-  _globals['_COINFERENCE']._serialized_start=2626
-  _globals['_COINFERENCE']._serialized_end=2911
+  _globals['_CLOUDMESSAGE']._serialized_end=1286
+  _globals['_OPENIMAGES']._serialized_start=1289
+  _globals['_OPENIMAGES']._serialized_end=1417
+  _globals['_IMAGEMESSAGE']._serialized_start=1420
+  _globals['_IMAGEMESSAGE']._serialized_end=1567
+  _globals['_SAMPLEINPUT']._serialized_start=1569
+  _globals['_SAMPLEINPUT']._serialized_end=1652
+  _globals['_ARRAY']._serialized_start=1655
+  _globals['_ARRAY']._serialized_end=1788
+  _globals['_ARRAY_DTYPE']._serialized_start=1734
+  _globals['_ARRAY_DTYPE']._serialized_end=1788
+  _globals['_DESCRIBEREQUEST']._serialized_start=1790
+  _globals['_DESCRIBEREQUEST']._serialized_end=1807
+  _globals['_DESCRIBEREPLY']._serialized_start=1810
+  _globals['_DESCRIBEREPLY']._serialized_end=2014
+  _globals['_MODEL']._serialized_start=2017
+  _globals['_MODEL']._serialized_end=2203
+  _globals['_FETCHREQUEST']._serialized_start=2205
+  _globals['_FETCHREQUEST']._serialized_end=2271
+  _globals['_FETCHCHUNK']._serialized_start=2273
+  _globals['_FETCHCHUNK']._serialized_end=2319
+  _globals['_COINFERENCE']._serialized_start=2653
+  _globals['_COINFERENCE']._serialized_end=2938
 # @@protoc_insertion_point(module_scope)

@@ -158,16 +158,18 @@ class Draining(_message.Message):
     def __init__(self, last_sample: _Optional[int] = ...) -> None: ...
 
 class CloudMessage(_message.Message):
-    __slots__ = ("verdicts", "errors", "draining", "opened")
+    __slots__ = ("verdicts", "errors", "draining", "opened", "wall_microseconds")
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
+    WALL_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
     errors: _containers.RepeatedCompositeFieldContainer[SampleError]
     draining: Draining
     opened: Opened
-    def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[SampleError, _Mapping]]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ...) -> None: ...
+    wall_microseconds: int
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[SampleError, _Mapping]]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., wall_microseconds: _Optional[int] = ...) -> None: ...
 
 class OpenImages(_message.Message):
     __slots__ = ("protocol_version", "model_digest", "settings", "samples_in_flight")

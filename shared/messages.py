@@ -122,3 +122,5 @@ class CloudMessage(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...] = ()
     failures: tuple[Failure, ...] = ()
     draining: Draining | None = None
+    wall_seconds: float | None = None
+    """The sender's wall clock, since 1970; told now and then."""

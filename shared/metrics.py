@@ -659,6 +659,18 @@ EDGE_FAMILIES: Mapping[str, Family] = {
     "edge_connection_state": Family(
         Gauge, "1 for the present state of the link to the cloud.", {"state": ConnectionState}
     ),
+    "edge_peer_clock_offset_seconds": Family(
+        Gauge,
+        "The cloud's wall clock minus this device's, of the shortest of the latest round trips on "
+        "which the cloud told the time.",
+        {"peer": _NAMES},
+    ),
+    "edge_peer_clock_offset_error_seconds": Family(
+        Gauge,
+        "The most by which that offset can be wrong when it was measured: half that round trip "
+        "without service. How it divides between the directions cannot be known.",
+        {"peer": _NAMES},
+    ),
     "edge_estimate_seconds": Family(
         Gauge,
         "Smoothed measurement that the policy reckons with, per timestep; transport is a round "
@@ -1356,6 +1368,12 @@ class EdgeMetrics(_SideMetrics):
     def estimate(self, quantity: Estimate, seconds: float) -> None:
         """The policy reckons with this."""
         self._families.gauge("edge_estimate_seconds", self._model, quantity).set(seconds)
+
+    def peer_clock(self, peer: str, offset_seconds: float, error_seconds: float) -> None:
+        """The cloud's clock is so far ahead, give or take the error."""
+        gauge = self._families.gauge
+        gauge("edge_peer_clock_offset_seconds", peer).set(offset_seconds)
+        gauge("edge_peer_clock_offset_error_seconds", peer).set(error_seconds)
 
     def expected_latency(self, seconds: float) -> None:
         """The policy expects this of the setting in use."""

@@ -240,6 +240,8 @@ def cloud_message_to_proto(message: CloudMessage) -> pb.CloudMessage:
         encoded.draining.CopyFrom(pb.Draining(last_sample=message.draining.last_sample))
     if message.opened is not None:
         encoded.opened.CopyFrom(_opened_to_proto(message.opened))
+    if message.wall_seconds is not None:
+        encoded.wall_microseconds = round(message.wall_seconds * 1e6)
     return encoded
 
 
@@ -258,6 +260,7 @@ def cloud_message_from_proto(message: pb.CloudMessage) -> CloudMessage:
         failures=tuple(map(_failure_from_proto, message.errors)),
         draining=draining,
         opened=_opened_from_proto(message.opened) if message.HasField("opened") else None,
+        wall_seconds=message.wall_microseconds / 1e6 if message.wall_microseconds else None,
     )
 
 

@@ -66,6 +66,13 @@ def test_samples_are_told_gross_and_net_of_the_idle_power(
     assert sums["net_of_idle"] == pytest.approx((LOAD_WATTS - IDLE_WATTS) * SECONDS)
 
 
+def test_net_energy_is_never_below_nothing(watch: EnergyWatch, registry: CollectorRegistry) -> None:
+    watch.told(stretch(LOAD_WATTS))
+    watch.told(stretch(IDLE_WATTS, 20))
+    sums = told(registry, "edge_measured_inference_energy_joules_sum")
+    assert sums["net_of_idle"] == 0
+
+
 def test_without_idle_time_there_is_no_net_energy(
     watch: EnergyWatch, registry: CollectorRegistry
 ) -> None:

@@ -216,6 +216,29 @@ def test_energy_of_samples(edge: EdgeMetrics, value: Read) -> None:
     assert value("edge_measured_inference_energy_joules_count", **measured) == 3
 
 
+def test_each_model_tells_under_its_own_name(edge: EdgeMetrics, value: Read) -> None:
+    other = edge.of_model("other")
+    means = {edge: OPERATIONS, other: Operations(mac=1, ac=0, neuron=0)}
+    for metrics, operations in means.items():
+        # Twice, so that what was resolved the first time is used.
+        for _ in range(2):
+            metrics.stage(EdgeStage.HEAD, 0.5)
+            metrics.roundtrip(0.5, service_seconds=0.25)
+            metrics.payload(8)
+            metrics.message(8, Direction.SENT)
+            metrics.spikes(np.ones((1, 2, 2), np.uint8))
+            metrics.operations(Part.HEAD, operations, timesteps=1)
+    for model, operations in (("tiny", OPERATIONS), ("other", means[other])):
+        sent = {"model": model, "direction": "sent"}
+        assert value("edge_stage_duration_seconds_sum", model=model, stage="head") == 1
+        assert value("edge_roundtrip_seconds_sum", model=model) == 1
+        assert value("edge_payload_bytes_total", **sent) == 16
+        assert value("edge_message_bytes_total", **sent) == 16
+        assert value("edge_spikes_total", model=model, site="code") == 8
+        counted = {"model": model, "part": "head", "kind": "mac", "source": "calibrated"}
+        assert value("synaptic_operations_total", **counted) == 2 * operations.mac
+
+
 def test_idle_power_is_absent_until_it_is_known(edge: EdgeMetrics, value: Read) -> None:
     idle = {"component": "total", "source": "ina3221"}
     assert value("idle_power_watts", **idle) is None
@@ -406,7 +429,8 @@ def test_labels_have_few_values_and_are_no_ids(name: str) -> None:
     labels = ALL_FAMILIES[name].labels
     assert not {"id", "session", "sample", "edge", "timestep", "address", "le"} & set(labels)
     assert all(len(values) <= 24 for values in labels.values())
-    assert {label for label, values in labels.items() if not values} <= {"model", "source"}
+    names = {label for label, values in labels.items() if not values}
+    assert names <= {"model", "peer", "source"}
 
 
 def test_stage_buckets_double_from_a_tenth_of_a_millisecond() -> None:
