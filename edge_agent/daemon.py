@@ -90,9 +90,7 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     path = Path(config.bundle)
     registry = CollectorRegistry()
     energy = load_model(config.energy)
-    manifest = Bundle(path).manifest
-    metrics = EdgeMetrics(registry, model=manifest.name, energy=energy)
-    sources = Sources(config.sources, manifest, metrics)
+    metrics = EdgeMetrics(registry, model=Bundle(path).manifest.name, energy=energy)
     tracing = open_tracing("neucodex-edge", config.trace_ratio) if config.trace_ratio else None
     is_remote = config.placement != "edge_only"
     wire_bytes = count_wire(config, metrics) if is_remote else None
@@ -103,6 +101,7 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         return build_loop(config, bundle, of_model, wire_bytes=wire_bytes, tracing=tracing)
 
     loops = Switch(path, build)
+    sources = Sources(config.sources, lambda: loops.loop.bundle.manifest, metrics)
     about = About(
         version=metadata.version("neucodex"),
         cloud=config.cloud if is_remote else "",

@@ -11,15 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "protocol.md"
 COMMAND = "python -m protos.page"
-FILES = ("protos/co_inference.proto", "protos/edge_service.proto")
+FILES = ("protos/co_inference.proto", "protos/edge_service.proto", "protos/model_admin.proto")
 HEAD = f"""# Protocol
 
 Made from the `.proto` files by `{COMMAND}`; do not edit.
 
-Two gRPC services of package `neucodex.v1`: `CoInference`, between edge and cloud, and
-`EdgeService`, between programs on a device and its edge daemon. How an edge and a cloud use the
-first is told in [Concepts](concepts.md) and [Latency](latency.md); how packets are coded, in
-[Codec](codec.md).
+The gRPC services of package `neucodex.v1`: `CoInference`, between edge and cloud; `EdgeService`,
+between programs on a device and its edge daemon; and those by which a server is looked after. How
+an edge and a cloud use the first is told in [Concepts](concepts.md) and [Latency](latency.md); how
+packets are coded, in [Codec](codec.md).
 """
 _BLOCK = re.compile(r"^(service|message|enum) (\w+) \{(\})?")
 _RPC = re.compile(r"rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\)")

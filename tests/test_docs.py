@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 ALERTS = re.compile(r"(?m)^ *- alert: (\w+)$")
-KINDS = {"sh", "python", "toml"}
+KINDS = {"sh", "python", "toml", "text"}
 
 
 def shell(path: Path) -> list[Block]:
@@ -61,6 +61,7 @@ def test_blocks_are_understood_and_run_or_say_why_not(path: Path) -> None:
             run("bash", "-euo", "pipefail", "-c", block.text)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_flags_in_the_guides_exist() -> None:
     blocks = [block for path in PAGES for block in shell(path)]

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from edge_agent.loop import EdgeLoop
 from edge_agent.source_config import (
     AnySource,
     ArraySource,
@@ -28,9 +27,8 @@ from edge_agent.sources.event_stream import EventStream
 from edge_agent.sources.folder import read_folder, watch_folder
 from edge_agent.sources.http import read_http
 from edge_agent.sources.results import Sink, open_sink
-from edge_agent.sources.run import SourceTask, on_a_thread, pass_over
+from edge_agent.sources.run import Classifier, SourceTask, on_a_thread, pass_over
 from edge_agent.sources.video import read_camera, read_video
-from edge_agent.switch import Switch
 from shared.metrics import EdgeMetrics
 from shared.model.bundle import Manifest
 
@@ -40,7 +38,7 @@ class Sources:
 
     Args:
         configs: of the sources.
-        manifest: of the network.
+        current: tells the network that sees the inputs now.
         metrics: told of everything.
 
     Raises:
@@ -48,16 +46,16 @@ class Sources:
     """
 
     def __init__(
-        self, configs: tuple[AnySource, ...], manifest: Manifest, metrics: EdgeMetrics
+        self, configs: tuple[AnySource, ...], current: Callable[[], Manifest], metrics: EdgeMetrics
     ) -> None:
-        self._around = Surroundings(manifest=manifest, stop=Event())
+        self._around = Surroundings(current=current, stop=Event())
         self._metrics = metrics
         self._sinks: list[Sink] = []
         self._streams: list[EventStream] = []
         self._prepared = [self._prepare(config) for config in configs]
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, loop: Switch | EdgeLoop[Any]) -> None:
+    def start(self, loop: Classifier) -> None:
         """Begin to read."""
         self._tasks = {asyncio.create_task(run(loop)) for run in self._prepared}
 
@@ -71,7 +69,7 @@ class Sources:
         for sink in self._sinks:
             await sink.close()
 
-    def _prepare(self, config: AnySource) -> Callable[[Switch | EdgeLoop[Any]], Any]:
+    def _prepare(self, config: AnySource) -> Callable[[Classifier], Any]:
         """Open a source and the place for its results; return what runs it."""
         stream = None
         if isinstance(config, EventStreamSource):
@@ -84,7 +82,7 @@ class Sources:
         self._sinks.append(sink)
         ended = pass_over if stream is None else stream.answered
 
-        async def run(loop: Switch | EdgeLoop[Any]) -> None:
+        async def run(loop: Classifier) -> None:
             async with contextlib.aclosing(items):
                 await SourceTask(config, loop, sink, self._metrics, ended).run(items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -27,10 +28,15 @@ class Item:
 class Surroundings:
     """What sources must know of the daemon."""
 
-    manifest: Manifest
-    """Of the network that will see the inputs."""
+    current: Callable[[], Manifest]
+    """Tells which network sees the inputs now."""
     stop: Event
     """Set when the daemon ends: sources that wait wait for this."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the network that sees the inputs now."""
+        return self.current()
 
     def framing(self, own: Framing | None, key: str) -> Framing:
         """Return how events become timesteps; ValueError where nobody says, or two do."""

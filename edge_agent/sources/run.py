@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from time import perf_counter
-from typing import Any
+from typing import Protocol
 
 import msgspec
 
 from edge_agent.answers import Answer, ClosingError, QueueFullError
-from edge_agent.loop import EdgeLoop
+from edge_agent.inputs import Source as Input
 from edge_agent.source_config import Full, Source
 from edge_agent.sources.base import Item
 from edge_agent.sources.results import Sink
-from edge_agent.switch import Switch
 from shared.errors import InputError, NeucodexError
 from shared.metrics import DropReason, EdgeMetrics, SourceOutcome
 
@@ -27,6 +26,16 @@ log = logging.getLogger(__name__)
 Outcome = asyncio.Future[Answer] | NeucodexError
 Ended = Callable[[Item], None]
 """Told of every item that was answered or given up."""
+
+
+class Classifier(Protocol):
+    """What inputs are given to."""
+
+    async def put(
+        self, source: Input, *, deadline_seconds: float | None = None
+    ) -> asyncio.Future[Answer]:
+        """Accept an input; see :meth:`edge_agent.loop.EdgeLoop.put`."""
+        ...
 
 
 def pass_over(item: Item) -> None:
@@ -95,7 +104,7 @@ class SourceTask:
     def __init__(
         self,
         config: Source,
-        loop: Switch | EdgeLoop[Any],
+        loop: Classifier,
         sink: Sink,
         metrics: EdgeMetrics,
         ended: Ended,

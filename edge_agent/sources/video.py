@@ -92,12 +92,13 @@ def _open_camera(cv2: Any, config: CameraSource) -> Any:
 
 def _fitter(around: Surroundings) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8] | InputError]:
     """Return what makes network input of OpenCV's pixels, blue first, ``[H, W, 3]``."""
-    shape, fit = around.manifest.spec.input_shape, around.manifest.preprocessing.fit
 
     def made(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | InputError:
         try:
             rgb = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
-            return fit_picture(Image.fromarray(rgb), shape, fit)
+            manifest = around.manifest
+            picture = Image.fromarray(rgb)
+            return fit_picture(picture, manifest.spec.input_shape, manifest.preprocessing.fit)
         except InputError as error:
             return error
 

@@ -67,7 +67,7 @@ def lives(
         config = EventStreamSource(listen=listen, sensor=SENSOR, results=str(results), **keys)
         options = edge_config(bundle=str(event_bundle.path), placement="edge_only", alpha=alpha)
         loop = build_loop(options, event_bundle, metrics)
-        sources = Sources((config,), event_bundle.manifest, metrics)
+        sources = Sources((config,), lambda: event_bundle.manifest, metrics)
         loop.start()
         sources.start(loop)
         try:

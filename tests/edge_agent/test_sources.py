@@ -42,7 +42,7 @@ from tests.shared.events.test_files import dat
 
 
 def around(bundle: Bundle) -> Surroundings:
-    return Surroundings(manifest=bundle.manifest, stop=Event())
+    return Surroundings(current=lambda: bundle.manifest, stop=Event())
 
 
 async def told_of(edges: Edges, bundle: Bundle, config: AnySource) -> list[dict[str, Any]]:
