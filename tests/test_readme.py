@@ -64,12 +64,17 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+NESTED = ("nir", "models")
+"""Commands that have, or may have, commands of their own."""
+
+
 def check_flags(blocks: list[Block]) -> None:
     """Check that every flag of our commands exists; each command is asked once."""
     flags: dict[tuple[str, ...], set[str]] = {}
     for program, *words in commands_of(blocks):
         if program.startswith("neucodex-"):
-            deep = 2 if words[0] == "nir" else 1
+            deep = 1 if len(words) == 1 or words[0] not in NESTED else 2
+            deep -= words[deep - 1].startswith("--")
             asked = flags.setdefault((program, *words[:deep]), set())
             asked |= {word for word in words if word.startswith("--")}
     assert flags
