@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 from edge_agent.answers import Latency, QueueFullError
 from edge_agent.assembly import Kit, load_engine
 from edge_agent.config import EdgeConfig
-from edge_agent.feeds import Packet
+from edge_agent.feeds import Packet, Shown
 from edge_agent.grpc_link import GrpcLink
 from edge_agent.inputs import Source
 from edge_agent.loop import EdgeLoop, Options
@@ -150,6 +150,10 @@ class RecordedFeed:
             Packet(each.to_bytes(send.number), each.timestep, each.payload_bytes)
             for each in self._encoder.encode(frames)
         ]
+
+    def shown(self) -> Shown:
+        """Return that nothing can be seen."""
+        return Shown(None)
 
 
 Edge = EdgeLoop[RecordedFeed]

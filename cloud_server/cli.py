@@ -23,6 +23,7 @@ from protos import co_inference_pb2_grpc
 from shared import logs, rpc, tokens
 from shared.credentials import ClientCredentials, ClientFiles, add_client_flags
 from shared.errors import ConfigError, LinkLostError, NeucodexError
+from shared.live import client
 from shared.model.bundle import Bundle, Calibration, pick_alpha
 from shared.web import add_access_flags
 
@@ -41,6 +42,7 @@ FLAGS = (
     "metrics_key",
     "metrics_client_ca",
     "metrics_users",
+    "live_page",
     "bundles",
     "admin",
     "engine",
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="serve models until SIGTERM"))
     _add_models(commands.add_parser("models", help="list models, of bundles or of a server"))
     _add_token(commands.add_parser("token", help="make a token for an edge"))
+    _add_top(commands.add_parser("top", help="show what a running server does"))
     _add_certs(commands.add_parser("certs", help="make certificates for a server and edges"))
     return parser
 
@@ -136,6 +139,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", metavar="ADDRESS", help="ask the server at this address")
     add_client_flags(parser)
     admin_cli.add_commands(parser)
+
+
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show what a running server's live page shows: streams, slots, batches, queue. Ends with "
+        "Ctrl-C."
+    )
+    parser.set_defaults(command=_top)
+    client.add_flags(parser, configuration.DEFAULT_METRICS)
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +309,14 @@ def _alpha_lines(calibration: Calibration) -> Block:
             facts.append("the default")
         lines.append(("alpha", "; ".join(facts)))
     return lines
+
+
+def _top(arguments: argparse.Namespace) -> None:
+    # Only here: what draws takes a while to load.
+    from cloud_server.top import CloudScreen
+    from shared.live import terminal
+
+    terminal.run(arguments, CloudScreen())
 
 
 def _size_bytes(bundle: Bundle) -> int:

@@ -16,6 +16,7 @@ from shared.energy.config import EnergyConfig
 from shared.sockets import UNIX
 from shared.web import AccessKeys
 
+DEFAULT_METRICS = "127.0.0.1:9464"
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
@@ -43,7 +44,7 @@ class CloudConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=T
     health: str = ""
     """Where gRPC health answers besides, alone and without TLS, for probes: ``host:port``; empty:
     nowhere."""
-    metrics: str = "127.0.0.1:9464"
+    metrics: str = DEFAULT_METRICS
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     bundles: tuple[str, ...] = ()
     """Directories of the model bundles to serve; the first is the default."""

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from cloud_server.config import CloudConfig
+from cloud_server.live import make_board
 from cloud_server.model_admin import AdminServer, ModelAdmin
 from cloud_server.model_store import CloudWork, ModelStore
 from cloud_server.servicer import CoInference
@@ -26,7 +27,8 @@ from shared.energy import stretches
 from shared.energy.meter import Meter
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
-from shared.metrics import CloudMetrics, serve
+from shared.live.site import serve
+from shared.metrics import CloudMetrics, application
 from shared.tcp_info import WireCounter
 from shared.tracing import Tracing, open_tracing
 from shared.web import WebServer
@@ -157,9 +159,16 @@ async def create(config: CloudConfig) -> CloudServer:
     port = 0 if config.listen.startswith("unix:") else bound
     if port:
         metrics.watch_wire(WireCounter(local_port=port), WIRE_PEER)
-    metrics_server = (
-        serve(registry, config.metrics, config.metrics_access) if config.metrics else None
-    )
+    board = make_board(registry, _with_port(config.listen, port)) if config.live_page else None
+    metrics_server = None
+    if config.metrics:
+        metrics_server = serve(
+            application(registry),
+            config.metrics,
+            config.metrics_access,
+            side="cloud",
+            board=board,
+        )
     meter = open_meter(config.energy)
     running = CloudServer(
         config, server, port, servicer, store, metrics, meter, metrics_server, tracing

@@ -17,12 +17,13 @@ import msgspec
 from edge_agent import config as configuration
 from edge_agent.answers import Answer
 from edge_agent.client import Edge
-from edge_agent.config import DEFAULT_LISTEN, EdgeConfig
+from edge_agent.config import DEFAULT_LISTEN, DEFAULT_METRICS, EdgeConfig
 from edge_agent.measure import command
 from shared import logs
 from shared.config import rewrite
 from shared.credentials import add_client_flags
 from shared.errors import ConfigError, InputError, LinkLostError, NeucodexError, RefusedError
+from shared.live import client
 from shared.web import add_access_flags
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="say where the network is best split"))
     _add_measure(commands.add_parser("measure", help="compare the ways to run the network"))
     _add_pull(commands.add_parser("pull", help="bring a model from the cloud"))
+    _add_top(commands.add_parser("top", help="show what a running daemon does"))
     return parser
 
 
@@ -178,6 +180,15 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="bring the tail, too (done anyway where the file says edge_only, or fallback local)",
     )
+
+
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show what a running daemon's live page shows: the latest sample, bytes and time saved so "
+        "far, link and policy. Ends with Ctrl-C; exit code 2 if the daemon cannot be reached."
+    )
+    parser.set_defaults(command=_top)
+    client.add_flags(parser, DEFAULT_METRICS)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -455,6 +466,15 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     return command.run(load_config(arguments), arguments)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    # Only here: what draws takes a while to load.
+    from edge_agent.top import EdgeScreen
+    from shared.live import terminal
+
+    terminal.run(arguments, EdgeScreen())
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from shared.messages import ReplyMode
 from shared.web import AccessKeys
 
 DEFAULT_LISTEN = "unix:/run/neucodex/edge.sock"
+DEFAULT_METRICS = "127.0.0.1:9465"
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Alpha = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -53,7 +54,7 @@ class EdgeConfig(AccessKeys, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """With ``edge_only``: head and tail, or the network before the bottleneck was inserted."""
     listen: Address = DEFAULT_LISTEN
     """Where applications connect: ``unix:PATH`` or ``127.0.0.1:PORT`` (0 picks a port)."""
-    metrics: str = "127.0.0.1:9465"
+    metrics: str = DEFAULT_METRICS
     """Where Prometheus scrapes: ``host:port``; empty: nowhere."""
     alpha: Alpha | tuple[Alpha, ...] | None = None
     """Exit thresholds: one number, or one per timestep but the last."""

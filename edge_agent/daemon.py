@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from edge_agent.assembly import build_loop, count_wire
 from edge_agent.config import EdgeConfig
 from edge_agent.energy_watch import EnergyWatch
+from edge_agent.live import FIGURES_SECONDS, Reader, Showcase
 from edge_agent.local_api import About, LocalApi, LocalServer
 from edge_agent.loop import EdgeLoop
 from edge_agent.sources import Sources
@@ -25,7 +26,9 @@ from edge_agent.switch import Switch
 from shared.energy import stretches
 from shared.energy.operations import load_model
 from shared.energy.sensors import open_meter
-from shared.metrics import EdgeMetrics, serve
+from shared.live.board import Board, Source
+from shared.live.site import serve
+from shared.metrics import EdgeMetrics, application
 from shared.model.bundle import Bundle
 from shared.tracing import open_tracing
 
@@ -94,11 +97,15 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
     tracing = open_tracing("neucodex-edge", config.trace_ratio) if config.trace_ratio else None
     is_remote = config.placement != "edge_only"
     wire_bytes = count_wire(config, metrics) if is_remote else None
+    board = Board()
+    showcase = Showcase(board)
 
     def build(folder: Path) -> EdgeLoop[Any]:
         bundle = Bundle(folder)
         of_model = metrics.of_model(bundle.manifest.name)
-        return build_loop(config, bundle, of_model, wire_bytes=wire_bytes, tracing=tracing)
+        loop = build_loop(config, bundle, of_model, wire_bytes=wire_bytes, tracing=tracing)
+        loop.onlooker = showcase
+        return loop
 
     loops = Switch(path, build)
     sources = Sources(config.sources, lambda: loops.loop.bundle.manifest, metrics)
@@ -119,7 +126,14 @@ async def running(config: EdgeConfig) -> AsyncIterator[Daemon]:
         )
         metrics_address = ""
         if config.metrics:
-            endpoint = serve(registry, config.metrics, config.metrics_access)
+            board.add(Source("edge", FIGURES_SECONDS, Reader(registry, loops, about, config).read))
+            endpoint = serve(
+                application(registry),
+                config.metrics,
+                config.metrics_access,
+                side="edge",
+                board=board if config.live_page else None,
+            )
             stack.push_async_callback(asyncio.to_thread, endpoint.close)
             metrics_address = f"{config.metrics.rpartition(':')[0]}:{endpoint.port}"
         server = LocalServer(LocalApi(loops, about, metrics), metrics.rpc_server, config.listen)

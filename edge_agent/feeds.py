@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class Packet:
     """Code bits in it, in bytes; 0 where there is no code."""
 
 
+class Shown(NamedTuple):
+    """What people can look at."""
+
+    frame: Data | None
+    """The input, its latest timestep where it is being recorded; None before it was read."""
+    codes: tuple[NDArray[np.uint8], ...] = ()
+    """Of the timesteps computed, ``[C', H', W']`` each."""
+
+
 class Feed(Protocol):
     """Turns one sample's input into packets, timestep by timestep."""
 
@@ -63,6 +72,10 @@ class Feed(Protocol):
 
     def packets(self, send: SendPacket, settings: Settings) -> list[Packet]:
         """Return the packets of timesteps already computed; ``timestep == 0`` starts afresh."""
+        ...
+
+    def shown(self) -> Shown:
+        """Return what there is to be seen so far."""
         ...
 
 
@@ -148,6 +161,10 @@ class HeadFeed:
             counted = Operations(mac=mac, ac=ac, neuron=self._head.operations.neuron)
         return perf_counter() - began, code[0], counted
 
+    def shown(self) -> Shown:
+        """Return frame and codes so far."""
+        return Shown(self._frames.latest, tuple(self._codes))
+
     async def code(self, timestep: int) -> NDArray[np.uint8]:
         """Return the code of a timestep, uint8 ``[C', H', W']``, computing it if need be."""
         while len(self._codes) <= timestep:
@@ -204,6 +221,10 @@ class FrameFeed:
         timesteps = range(send.timestep, send.timestep + send.steps)
         return [Packet(self._packet(send.number, each), each, 0) for each in timesteps]
 
+    def shown(self) -> Shown:
+        """Return the frame; there is no code."""
+        return Shown(self._frames.latest)
+
     def _packet(self, number: int, timestep: int) -> bytes:
         header = Header(timestep % 8, timestep == 0, number % 4, Kind.RAW, 1)
         return header.to_bytes() + np.ascontiguousarray(self._ready[timestep]).tobytes()
@@ -251,6 +272,10 @@ class InputFeed:
             raise ValueError("expected compute() before packets()")
         data = wire.input_to_proto(self._data).SerializeToString()
         return [Packet(data, 0, 0)]
+
+    def shown(self) -> Shown:
+        """Return the input; there is no code."""
+        return Shown(self._data)
 
 
 def head_feeds(head: Head, reader: Reader, source: Source, latency: Latency) -> HeadFeed:

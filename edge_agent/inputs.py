@@ -47,6 +47,11 @@ class Recording:
         """Whether no further frame is expected."""
         return self._ended or len(self._frames) >= self.timesteps
 
+    @property
+    def latest(self) -> Array | None:
+        """The last frame that came, as it came."""
+        return self._frames[-1] if self._frames else None
+
     def push(self, frame: Array) -> None:
         """Take in the next timestep's frame, ``[C, H, W]``; one too many is ignored."""
         if not self.complete:
@@ -150,6 +155,11 @@ class Frames:
     def complete(self) -> bool:
         """Whether the whole input is here."""
         return not isinstance(self.source, Recording) or self.source.complete
+
+    @property
+    def latest(self) -> Array | None:
+        """What was read, ``[C, H, W]`` or ``[T, C, H, W]``; of a recording the latest frame."""
+        return self.source.latest if isinstance(self.source, Recording) else self._whole
 
     async def at(self, timestep: int) -> Array:
         """Wait for and return a timestep's frame, float32 ``[C, H, W]``; InputError if unusable."""

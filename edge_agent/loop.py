@@ -26,6 +26,7 @@ from edge_agent.energy_watch import EdgeWork
 from edge_agent.feeds import Feed, Packet
 from edge_agent.inputs import Source
 from edge_agent.link import CloudFullError, CloudLink
+from edge_agent.onlooker import NOBODY, Onlooker, View
 from edge_agent.peer_clock import PeerClock
 from edge_agent.policy import Choice
 from edge_agent.session import (
@@ -196,6 +197,8 @@ class EdgeLoop(Generic[F]):
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self.onlooker: Onlooker = NOBODY
+        """Shown what becomes of samples, while it looks."""
         self._accepted = 0
         self._answered: Counter[Placement] = Counter()
         self.tell()
@@ -229,6 +232,11 @@ class EdgeLoop(Generic[F]):
     def choice(self) -> Choice | None:
         """How samples are run now; None where no tuner chooses it."""
         return None if self._tuner is None else self._tuner.choice
+
+    @property
+    def tuner(self) -> Tuner | None:
+        """What chooses it."""
+        return self._tuner
 
     @property
     def queue_depth(self) -> int:
@@ -500,6 +508,8 @@ class EdgeLoop(Generic[F]):
         began = perf_counter()
         actions = self._session.verdict(verdict)
         self._metrics.stage(EdgeStage.EXIT_RULE, perf_counter() - began)
+        if sample is not None and self.onlooker.looking:
+            self._show(sample)
         self._carry_out(actions)
 
     def _on_failure(self, link: CloudLink, failure: Failure) -> None:
@@ -664,6 +674,8 @@ class EdgeLoop(Generic[F]):
                 sample.payload_bytes += packet.payload_bytes
                 self._metrics.payload(packet.payload_bytes)
         self._send(EdgeMessage(packets=tuple(packet.data for packet in packets), traces=traces))
+        if self.onlooker.looking:
+            self._show(sample)
 
     def _on_answer(self, sample: _Sample[F], verdict: Verdict, wasted: int) -> None:
         if wasted and self.placement is Placement.CO_INFERENCE:
@@ -713,18 +725,32 @@ class EdgeLoop(Generic[F]):
             # Not before what else this event brings: the next sample's head runs meanwhile.
             asyncio.get_running_loop().call_soon(self._retune)
         self._answered[placement] += 1
+        answer = Answer(
+            label=verdict.label,
+            name=self._labels[verdict.label],
+            confidence=verdict.confidence,
+            timesteps_used=used,
+            placement=placement.value,
+            latency=sample.latency,
+            payload_bytes=sample.payload_bytes,
+        )
+        if self.onlooker.looking:
+            self._show(sample, answer)
         if not sample.future.done():
-            sample.future.set_result(
-                Answer(
-                    label=verdict.label,
-                    name=self._labels[verdict.label],
-                    confidence=verdict.confidence,
-                    timesteps_used=used,
-                    placement=placement.value,
-                    latency=sample.latency,
-                    payload_bytes=sample.payload_bytes,
-                )
-            )
+            sample.future.set_result(answer)
+
+    def _show(self, sample: _Sample[F], answer: Answer | None = None) -> None:
+        """Show how far a sample has come."""
+        view = View(
+            bundle=self.bundle,
+            sample=sample.ticket,
+            alpha=self._options.settings.alpha,
+            shown=sample.feed.shown(),
+            packets=tuple((packet.timestep, packet.payload_bytes) for packet, _ in sample.sent),
+            verdicts=tuple(sample.verdicts.values()),
+            answer=answer,
+        )
+        self.onlooker.see(view)
 
     def _count_energy(self, sample: _Sample[F], placement: Placement, used: int) -> None:
         """Count what an answered sample's network parts on this device cost in the energy model."""

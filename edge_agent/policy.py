@@ -390,13 +390,13 @@ def choose(options: Sequence[Expected], goal: Goal, present: Choice | None = Non
     open_ = [each for each in options if _keeps_deadline(each, goal, present)]
     if not open_:
         open_, goal = list(options), Goal()  # Too late whatever is done: then as soon as can be.
-    least = min(_cost(each, goal) for each in open_)
-    near = [each for each in open_ if _cost(each, goal) <= (1 + NEAR) * least]
+    least = min(cost(each, goal.objective) for each in open_)
+    near = [each for each in open_ if cost(each, goal.objective) <= (1 + NEAR) * least]
     best = min(near, key=lambda each: (_other_costs(each, goal), each.latency_seconds))
     for each in open_:
         if (
             each.choice == present
-            and _cost(each, goal) <= (1 + STAY) * least
+            and cost(each, goal.objective) <= (1 + STAY) * least
             and _other_costs(each, goal) <= (1 + SAVE) * _other_costs(best, goal)
         ):
             return each
@@ -418,9 +418,10 @@ def _costs(expected: Expected) -> dict[Objective, float]:
     }
 
 
-def _cost(expected: Expected, goal: Goal) -> float:
-    return _costs(expected)[goal.objective]
+def cost(expected: Expected, objective: Objective) -> float:
+    """Return what a way costs of what is to be low: seconds, wire bytes or joules."""
+    return _costs(expected)[objective]
 
 
 def _other_costs(expected: Expected, goal: Goal) -> float:
-    return math.prod(cost for name, cost in _costs(expected).items() if name != goal.objective)
+    return math.prod(each for name, each in _costs(expected).items() if name != goal.objective)

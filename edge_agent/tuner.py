@@ -91,6 +91,8 @@ class Tuner:
         )
         self.choice = self._plain
         """The way in use."""
+        self.expected: list[Expected] = []
+        """What the open ways were expected to cost at the last decision."""
         self._options: list[Choice] = []
         """The ways that are open; none before there was a stream."""
         self._next_decision = 0.0
@@ -151,10 +153,10 @@ class Tuner:
         self.observer.link_bytes_per_second = totals and totals.link_bytes_per_second
         for name, seconds in self.observer.estimates().items():
             self._metrics.estimate(Estimate(name), seconds)
-        expected = self._expected()
-        if not expected:
+        self.expected = self._expected()
+        if not self.expected:
             return False
-        best = choose(expected, self._wishes.goal, self.choice)
+        best = choose(self.expected, self._wishes.goal, self.choice)
         self._metrics.expected_latency(best.latency_seconds)
         if best.choice == self.choice:
             return False

@@ -157,6 +157,16 @@ class ClientFiles:
             token=None if self.token_file is None else read_token(Path(self.token_file)),
         )
 
+    def context(self) -> ssl.SSLContext | None:
+        """Return what TLS takes outside gRPC; None without. ConfigError as :meth:`read`."""
+        if self.tls_ca is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._tls.load_into(context)
+        if self.tls_ca == DEFAULT_CA:
+            context.load_default_certs()
+        return context
+
     @property
     def told(self) -> str:
         """What it comes to, for people."""

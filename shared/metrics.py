@@ -32,7 +32,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from shared import web
 from shared.codec import native
 from shared.energy.meter import Component, Meter, Source
 from shared.energy.operations import EnergyModel, ModelSource, default_model
@@ -42,7 +41,7 @@ from shared.model.bundle import Operations
 from shared.model.spec import NetworkSpec
 from shared.tallies import Distribution, Tally
 from shared.tcp_info import Totals
-from shared.web import WebServer
+from shared.web import Application
 
 NAMESPACE = "neucodex"
 OTHER = "other"
@@ -1531,20 +1530,11 @@ class CloudMetrics(_SideMetrics):
         self._families.count("cloud_rejected_total", reason)
 
 
-def serve(registry: CollectorRegistry, address: str, access: web.Access = web.ANYBODY) -> WebServer:
-    """Serve a registry, and figures of this process, over HTTP.
-
-    Args:
-        registry: what to serve; process figures (``process_*``) are added to it.
-        address: ``host:port``, ``[host]:port`` for IPv6; port 0 takes a free one.
-        access: who may read.
-
-    Raises:
-        ConfigError: the address is malformed or cannot be listened on, or a file cannot be used.
-    """
-    server = web.serve(make_wsgi_app(registry), address, access)
+def application(registry: CollectorRegistry) -> Application:
+    """Return what answers scrapes of a registry; figures of this process are added to it."""
     ProcessCollector(registry=registry)
-    return server
+    answer: Application = make_wsgi_app(registry)
+    return answer
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""A small HTTP server for ``/metrics``: on loopback or beyond, with TLS and passwords if need be.
+"""A small HTTP server for figures: on loopback or beyond, with TLS and passwords if need be.
 
 Requests run on threads of their own, the TLS handshake included, so that a client that says
 nothing holds up no other.
@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 REQUEST_SECONDS = 30.0
-"""A client that takes longer for its handshake, or between two pieces of a request, is left."""
+"""A client that takes longer for its handshake, between two pieces of a request, or to take in a
+piece of the answer, is left."""
+SEND_BUFFER_BYTES = 1 << 16
+"""What the kernel holds for a client that is slow to read; without a limit it may be megabytes."""
 REALM = 'Basic realm="NeuCODEX", charset="UTF-8"'
 
 
@@ -63,6 +66,11 @@ class Access:
             )
 
     @property
+    def knows_readers(self) -> bool:
+        """Whether a reader has to show who it is."""
+        return self.users is not None or self.client_ca is not None
+
+    @property
     def tls(self) -> TlsFiles | None:
         """The files that TLS takes; None for plain HTTP."""
         if self.certificate is None:
@@ -76,7 +84,7 @@ ANYBODY = Access()
 
 
 class AccessKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration keys of :class:`Access`, the same for both daemons."""
+    """The configuration keys of :class:`Access` and of the live page, the same for both daemons."""
 
     metrics_certificate: File | None = None
     """PEM certificate of ``/metrics``, which is then served over TLS alone."""
@@ -87,6 +95,8 @@ class AccessKeys(msgspec.Struct, frozen=True, kw_only=True):
     metrics_users: File | None = None
     """File with the names, and the hashes of the tokens, of who may scrape (basic
     authentication)."""
+    live_page: bool = True
+    """Whether a page that shows what happens is served beside ``/metrics``."""
 
     @property
     def metrics_access(self) -> Access:
@@ -100,7 +110,7 @@ class AccessKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_access_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of :class:`Access`."""
+    """Add the flags of :class:`AccessKeys`."""
     for name, text in (
         ("certificate", "serve /metrics over TLS; PEM certificate"),
         ("key", "its PEM private key"),
@@ -111,17 +121,29 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
         ("users", "answer only scrapers with a name and token of this file"),
     ):
         parser.add_argument(f"--metrics-{name}", metavar="FILE", help=text)
+    parser.add_argument(
+        "--no-live-page",
+        dest="live_page",
+        action="store_const",
+        const=False,
+        help="serve /metrics alone, without the live page",
+    )
 
 
 class WebServer:
     """A running server.
 
+    Args:
+        server: listening.
+        on_close: called at the end.
+
     Attributes:
         port: the port it listens on.
     """
 
-    def __init__(self, server: WSGIServer) -> None:
+    def __init__(self, server: WSGIServer, on_close: Callable[[], None]) -> None:
         self._server = server
+        self._on_close = on_close
         self._thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
         self.port = server.server_port
@@ -131,15 +153,22 @@ class WebServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self._on_close()
 
 
-def serve(application: Any, address: str, access: Access = ANYBODY) -> WebServer:
+def serve(
+    application: Any,
+    address: str,
+    access: Access = ANYBODY,
+    on_close: Callable[[], None] = lambda: None,
+) -> WebServer:
     """Serve a WSGI application.
 
     Args:
         application: what answers.
         address: ``host:port``, ``[host]:port`` for IPv6; port 0 takes a free one.
         access: who may ask.
+        on_close: called when the server has been closed.
 
     Raises:
         ConfigError: the address is malformed or cannot be listened on, or a file cannot be used.
@@ -151,7 +180,7 @@ def serve(application: Any, address: str, access: Access = ANYBODY) -> WebServer
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         kind = type("_Server", (_Server,), {"address_family": family, "context": context})
-        return WebServer(make_server(host, port, application, kind, _Handler))
+        return WebServer(make_server(host, port, application, kind, _Handler), on_close)
     except OSError as error:
         raise ConfigError(f"metrics address {address}: cannot listen: {error}") from error
 
@@ -175,6 +204,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Answer one connection, on its thread."""
         request.settimeout(REQUEST_SECONDS)
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if self.context is None:
             super().finish_request(request, client_address)
             return

@@ -121,6 +121,10 @@ def test_a_wheel_codes_the_same_bytes_and_says_which_implementation_does(
         f'neucodex_codec_info{{component="edge",implementation="{implementation}"}} 1.0'
     ]
 
+    assets = Path("shared", "live", "assets")
+    for path in (ROOT / assets).iterdir():
+        assert (installed / assets / path.name).read_bytes() == path.read_bytes()
+
     bundle = installed / "shared" / "zoo" / "resnet18-cifar10-demo"
     doctor = ("-m", "edge_agent.cli", "doctor", "--placement", "edge_only", "--bundle", bundle)
     (codec,) = [line for line in run(installed, *doctor).splitlines() if "codec" in line]

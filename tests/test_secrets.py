@@ -25,12 +25,16 @@ def secrets_of(folder: Path) -> set[str]:
 
 
 def scrape(address: str, certificates: Certificates, authorization: str) -> str:
+    """Return the metrics and the first event of the live page."""
     context = ssl.create_default_context(cafile=certificates.path("ca.pem"))
-    request = urllib.request.Request(
-        f"https://{address}/metrics", headers={"Authorization": authorization}
-    )
-    with urllib.request.urlopen(request, timeout=10, context=context) as reply:
-        return str(reply.read().decode())
+    texts: list[bytes] = []
+    for path, lines in (("metrics", -1), ("events", 2)):
+        request = urllib.request.Request(
+            f"https://{address}/{path}", headers={"Authorization": authorization}
+        )
+        with urllib.request.urlopen(request, timeout=10, context=context) as reply:
+            texts += reply.readlines() if lines < 0 else [reply.readline() for _ in range(lines)]
+    return b"".join(texts).decode()
 
 
 def config(path: Path, keys: dict[str, str]) -> tuple[str, str]:
@@ -74,7 +78,7 @@ def test_secrets_are_in_no_log_and_no_metric(
     logs = [(tmp_path / f"{name}.log").read_text() for name in ("cloud", "edge")]
     assert all("DEBUG" in log for log in logs)
     assert "UNAUTHENTICATED" in logs[0]
-    assert all("neucodex_build_info" in text for text in texts)
+    assert all("neucodex_build_info" in text and "event: " in text for text in texts)
     secrets = secrets_of(folder)
     assert len(secrets) > 10
     for text in [*logs, *texts]:

@@ -165,6 +165,26 @@ def prepare(
     return np.ascontiguousarray(frames)
 
 
+def to_pixels(frames: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Turn network input back into pixels, for people to look at.
+
+    Args:
+        frames: as :func:`prepare` takes or returns them.
+        preprocessing: their normalisation.
+
+    Returns:
+        uint8, of the shape of ``frames``.
+    """
+    if frames.dtype == np.uint8:
+        return frames
+    mean, std = (
+        np.asarray(values, np.float32).reshape(-1, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    pixels: NDArray[np.uint8] = np.rint(255 * (frames * std + mean)).clip(0, 255).astype(np.uint8)
+    return pixels
+
+
 def _check_shape(frames: NDArray[Any], spec: NetworkSpec) -> None:
     channels, height, width = spec.input_shape
     run = (spec.timesteps, *spec.input_shape)

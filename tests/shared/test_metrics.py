@@ -41,11 +41,12 @@ from shared.metrics import (
     RetryReason,
     Rpc,
     SampleEnd,
-    serve,
+    application,
 )
 from shared.model.bundle import Operations
 from shared.model.spec import BottleneckSpec, NetworkSpec
 from shared.tcp_info import Totals
+from shared.web import serve
 
 OPERATIONS = Operations(mac=1000, ac=2000, neuron=300)
 SPEC = NetworkSpec(
@@ -508,7 +509,7 @@ def test_a_scrape_shows_every_family(
     table: Mapping[str, Family],
 ) -> None:
     make(registry)
-    server = serve(registry, "127.0.0.1:0")
+    server = serve(application(registry), "127.0.0.1:0")
     try:
         families = scrape(server.port)
     finally:
@@ -522,17 +523,17 @@ def test_a_scrape_shows_every_family(
 
 
 def test_a_closed_endpoint_frees_its_port(registry: CollectorRegistry) -> None:
-    server = serve(registry, "127.0.0.1:0")
+    server = serve(application(registry), "127.0.0.1:0")
     server.close()
     server.close()
-    again = serve(CollectorRegistry(), f"127.0.0.1:{server.port}")
+    again = serve(application(CollectorRegistry()), f"127.0.0.1:{server.port}")
     again.close()
 
 
 def test_a_port_in_use_is_a_config_error(registry: CollectorRegistry) -> None:
-    server = serve(registry, "127.0.0.1:0")
+    server = serve(application(registry), "127.0.0.1:0")
     try:
         with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port}: cannot listen"):
-            serve(CollectorRegistry(), f"127.0.0.1:{server.port}")
+            serve(application(CollectorRegistry()), f"127.0.0.1:{server.port}")
     finally:
         server.close()
