@@ -53,7 +53,7 @@ def test_whole_numbers_are_seconds_too() -> None:
         ("max_wait_seconds = nan", r"max_wait_seconds: expected .*nan"),
         ("sample_deadline_seconds = inf", r"sample_deadline_seconds: expected .*inf"),
         ('engine = "tpu"', r"engine: .*'tpu'"),
-        ('bundles = ["a", 3]', r"bundles: expected `str`, got `int`, got \['a', 3\]"),
+        ('bundles = ["a", 3]', r"bundles\[1\]: expected `str`, got `int`, got 3"),
         ("codecs = []", r"codecs: expected .*, got \[\]"),
         ('codecs = ["gzip"]', r"codecs: expected names of ctx, ctx-max, raw, zstd, got \['gzip'\]"),
         ('device = "cuda"', r"device: expected 'cpu' with the onnxruntime engine, got 'cuda'"),
