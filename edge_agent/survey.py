@@ -123,7 +123,7 @@ class Surveyor:
             deadline_seconds=DEADLINE_SECONDS,
             choose_local=False,
             fallback="none",
-            source=None,
+            sources=(),
         )
         self._bundle = bundle
         self._arrays = arrays

@@ -30,7 +30,7 @@ LOCK_STEP: Mapping[str, Any] = {
     "samples_in_flight": 1,
     "fallback": "none",
     "choose_local": False,
-    "source": None,
+    "sources": (),
 }
 """What the modes start from, whatever the configuration says."""
 NO_EXIT: Mapping[str, Any] = {"alpha": 1.0, "loss_budget": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -294,4 +295,4 @@ def test_every_key_but_a_few_has_a_flag(capsys: pytest.CaptureFixture[str]) -> N
     tables = {"sources", "energy"}
     without = {"queue_limit", "queue_policy", *patience, *breaker, *tables}
     for key in set(EdgeConfig.__struct_fields__) - without:
-        assert f"--{key.replace('_', '-')}" in text
+        assert re.search(rf"--(no-)?{key.replace('_', '-')}\b", text), key

@@ -100,7 +100,7 @@ def test_the_best_is_the_objectives_and_apply_writes_it_into_the_users_file(
     placement: str,
 ) -> None:
     path = tmp_path / "edge.toml"
-    text = f'# Mine.\nbundle = "{tiny_bundle.path}"\nthreads = 1 # enough\n\n[source]\n'
+    text = f'# Mine.\nbundle = "{tiny_bundle.path}"\nthreads = 1 # enough\n\n[[sources]]\n'
     path.write_text(text + 'kind = "folder"\npath = "p"\n')
     before = tomllib.loads(path.read_text())
     arguments = ["--config", str(path), "--cloud", cloud.address, "--objective", objective]
