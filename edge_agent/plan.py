@@ -248,7 +248,7 @@ def _row(config: EdgeConfig, bundle: Bundle, way: _Way) -> Row:
 def settings_of(plan: Plan) -> dict[str, Value]:
     """Return the keys of the daemon's configuration that make it run as the plan's best row."""
     values: dict[str, Value] = {
-        "bundle": str(Path(plan.best.bundle).resolve()),
+        "bundle": str(Path(plan.best.bundle).absolute()),
         "cloud": plan.cloud,
         "placement": plan.best.placement.value,
         "network": plan.best.network,

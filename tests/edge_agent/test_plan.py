@@ -109,7 +109,7 @@ def test_the_best_is_the_objectives_and_apply_writes_it_into_the_users_file(
     assert plan["best"] in plan["rows"]
     assert plan["best"]["placement"] == placement
     assert tomllib.loads(path.read_text()) == before | {
-        "bundle": str(tiny_bundle.path.resolve()),
+        "bundle": str(tiny_bundle.path.absolute()),
         "cloud": cloud.address,
         "placement": placement,
         "network": plan["best"]["network"],
