@@ -1,8 +1,7 @@
 """A thread that runs calls for the event loop, and can be given up.
 
 Not ``concurrent.futures``: its threads are waited for at the end of the process, even one that
-hangs in an engine, and each of its calls costs two futures with a lock of their own, which a
-timestep of a few milliseconds feels.
+hangs in an engine.
 """
 
 from __future__ import annotations

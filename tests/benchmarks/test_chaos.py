@@ -69,17 +69,17 @@ def test_both_authorities_are_trusted_while_they_change(tmp_path: Path) -> None:
     ],
 )
 def test_an_answer_is_held_against_its_own_reference(
-    answer: Answer, wrong: int, deviations: int
+    tmp_path: Path, answer: Answer, wrong: int, deviations: int
 ) -> None:
     reference = chaos.Reference(np.zeros((3, 4, 4), np.uint8), ANSWER)
-    callers = chaos.Callers(chaos.World(), [reference], ALPHA)
+    callers = chaos.Callers(chaos.World(chaos.Certificates(tmp_path)), [reference], ALPHA)
     callers._compare(answer, ANSWER)
     assert (len(callers.tally.wrong), callers.tally.deviations) == (wrong, deviations)
 
 
 def test_a_call_has_one_outcome_even_where_no_daemon_is(tmp_path: Path) -> None:
     reference = chaos.Reference(np.zeros((3, 4, 4), np.uint8), ANSWER)
-    callers = chaos.Callers(chaos.World(), [reference], ALPHA)
+    callers = chaos.Callers(chaos.World(chaos.Certificates(tmp_path)), [reference], ALPHA)
     with Edge(f"unix:{tmp_path}/nobody.sock", timeout_seconds=5) as edge:
         assert not callers.ask(edge, reference)
     assert callers.tally.accepted == callers.tally.errors["LinkLostError"] == 1
