@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from edge_agent import exchange
 from edge_agent.answers import Answer
 from edge_agent.config import DEFAULT_LISTEN
-from edge_agent.exchange import SERVICE, Network, Picture
+from edge_agent.exchange import Network, Picture
 from protos import edge_service_pb2 as pb
+from protos.edge_service_pb2_grpc import EdgeServiceStub
 from shared.errors import NeucodexError
 from shared.events.recording import Events
 
@@ -44,21 +45,9 @@ class Edge:
         self._address = exchange.channel_target(address)
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(address, options=exchange.CHANNEL_OPTIONS)
-        self._classify: Any = self._channel.unary_unary(
-            SERVICE + "Classify",
-            request_serializer=pb.ClassifyRequest.SerializeToString,
-            response_deserializer=pb.ClassifyReply.FromString,
-        )
-        self._classify_stream: Any = self._channel.stream_stream(
-            SERVICE + "ClassifyStream",
-            request_serializer=pb.ClassifyPart.SerializeToString,
-            response_deserializer=pb.ClassifyReply.FromString,
-        )
-        self._status: Any = self._channel.unary_unary(
-            SERVICE + "Status",
-            request_serializer=pb.StatusRequest.SerializeToString,
-            response_deserializer=pb.StatusReply.FromString,
-        )
+        stub: Any = EdgeServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._classify, self._classify_stream = stub.Classify, stub.ClassifyStream
+        self._status = stub.Status
 
     def __enter__(self) -> Self:
         return self

@@ -29,7 +29,6 @@ from shared.events.recording import Events
 
 Picture = bytes | str | os.PathLike[str] | Image.Image | NDArray[Any]
 """An image file's content or path, a PIL image, or an array ``[C, H, W]`` or ``[T, C, H, W]``."""
-SERVICE = "/neucodex.v1.EdgeService/"
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", wire.MAX_INPUT_BYTES + (1 << 20)),
     # A daemon that was restarted is found at once, not after gRPC's minutes.
