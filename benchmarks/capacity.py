@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-import resource
 import socket
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import numpy as np
 from benchmarks import load
 from benchmarks.fleet import Codes, Level, Measured, Pace, Trace, fleet, run_level
 from benchmarks.report import Report, Result, figure, run
+from benchmarks.soak import resident_bytes
 from edge_agent.alpha import exit_shares
 from edge_agent.config import EdgeConfig
 from examples.scrape import scrape
@@ -237,12 +237,6 @@ class Bench(NamedTuple):
             call.cancel()
             await channel.close()
         return grown / count
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def measure(bundle: Bundle, quick: bool) -> tuple[dict[str, Any], list[Result]]:

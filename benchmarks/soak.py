@@ -50,21 +50,17 @@ class Watch:
     """
 
     def __init__(self, pid: int) -> None:
-        self._process = Path("/proc", str(pid))
+        self._pid = pid
         self._began = time.monotonic()
         self.readings: list[Reading] = []
 
     def read(self) -> None:
         """Take a reading."""
-        status = (self._process / "status").read_text()
-        found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-        if found is None:
-            raise NeucodexError(f"expected VmRSS in {self._process}/status")
         self.readings.append(
             Reading(
                 seconds=time.monotonic() - self._began,
-                resident_bytes=1024 * int(found[1]),
-                descriptors=len(list((self._process / "fd").iterdir())),
+                resident_bytes=resident_bytes(self._pid),
+                descriptors=len(list(Path("/proc", str(self._pid), "fd").iterdir())),
             )
         )
 
@@ -86,6 +82,15 @@ class Watch:
                 "0",
             ),
         ]
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process (Linux)."""
+    status = Path("/proc", str(pid), "status")
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    if found is None:
+        raise NeucodexError(f"expected VmRSS in {status}")
+    return 1024 * int(found[1])
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

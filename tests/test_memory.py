@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from benchmarks.soak import resident_bytes
 from examples.demo import BUNDLE
 from examples.pair import Pair, pair
 
@@ -20,13 +19,6 @@ CLOUD_LIMIT_BYTES = 150_000_000
 def idle_pair() -> Iterator[Pair]:
     with pair(BUNDLE) as both:
         yield both
-
-
-def resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 @pytest.mark.timeout(600)
